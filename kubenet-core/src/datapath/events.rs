@@ -1,0 +1,154 @@
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use futures::{Stream, StreamExt, stream::BoxStream};
+use parking_lot::Mutex;
+
+use super::DatapathError;
+use crate::route::{Frontend, Revision, ServicePortName};
+
+/// What happens in a datapath.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DatapathEvent {
+    /// The kernel was brought to a revision.
+    Applied {
+        /// The revision.
+        revision: Revision,
+    },
+    /// A route could not be served.
+    RouteFailed {
+        /// Its frontend.
+        frontend: Frontend,
+        /// Whose it is.
+        service_port: ServicePortName,
+        /// Why.
+        error: DatapathError,
+    },
+    /// The kernel was found to hold something else than was programmed.
+    Drift {
+        /// What was found.
+        detail: String,
+    },
+    /// A network interface was attached or detached.
+    Interface {
+        /// Its name.
+        name: String,
+        /// Whether it is attached now.
+        attached: bool,
+    },
+    /// The datapath takes no new flows.
+    Draining,
+    /// The datapath was closed.
+    Closed,
+}
+
+/// Hands events to any number of subscribers; for implementors of datapaths.
+///
+/// Each subscriber has room for 1,024 events and loses the oldest when it does not keep up.
+#[derive(Clone, Debug, Default)]
+pub struct EventHub(Arc<Mutex<Vec<Arc<Mutex<Mailbox>>>>>);
+
+const ROOM: usize = 1024;
+
+#[derive(Debug, Default)]
+struct Mailbox {
+    events: VecDeque<DatapathEvent>,
+    waker: Option<Waker>,
+    sender_gone: bool,
+    reader_gone: bool,
+}
+
+impl EventHub {
+    /// Hands an event to all who listen now. Never blocks on a reader.
+    pub fn emit(&self, event: &DatapathEvent) {
+        self.0.lock().retain(|mailbox| {
+            let mut mailbox = mailbox.lock();
+            if mailbox.reader_gone {
+                return false;
+            }
+            if mailbox.events.len() == ROOM {
+                mailbox.events.pop_front();
+            }
+            mailbox.events.push_back(event.clone());
+            if let Some(waker) = mailbox.waker.take() {
+                waker.wake();
+            }
+            true
+        });
+    }
+
+    /// Everything emitted from now on. The stream ends after [`EventHub::end`].
+    pub fn subscribe(&self) -> BoxStream<'static, DatapathEvent> {
+        let mailbox = Arc::new(Mutex::new(Mailbox::default()));
+        self.0.lock().push(Arc::clone(&mailbox));
+        Reader(mailbox).boxed()
+    }
+
+    /// Ends all streams once they are read empty.
+    pub fn end(&self) {
+        for mailbox in self.0.lock().drain(..) {
+            let mut mailbox = mailbox.lock();
+            mailbox.sender_gone = true;
+            if let Some(waker) = mailbox.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+struct Reader(Arc<Mutex<Mailbox>>);
+
+impl Stream for Reader {
+    type Item = DatapathEvent;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<DatapathEvent>> {
+        let mut mailbox = self.0.lock();
+        match mailbox.events.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if mailbox.sender_gone => Poll::Ready(None),
+            None => {
+                mailbox.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.lock().reader_gone = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+
+    #[test]
+    fn a_slow_reader_loses_the_oldest_events_and_sees_the_end() {
+        let hub = EventHub::default();
+        let mut reader = hub.subscribe();
+        for revision in 0..(ROOM as u64 + 3) {
+            hub.emit(&DatapathEvent::Applied { revision: Revision(revision) });
+        }
+        hub.end();
+        let seen: Vec<_> = reader.by_ref().collect::<Vec<_>>().now_or_never().unwrap();
+        assert_eq!(seen.len(), ROOM);
+        assert!(matches!(seen[0], DatapathEvent::Applied { revision: Revision(3) }));
+    }
+
+    #[test]
+    fn a_dropped_reader_is_forgotten() {
+        let hub = EventHub::default();
+        drop(hub.subscribe());
+        hub.emit(&DatapathEvent::Draining);
+        assert!(hub.0.lock().is_empty());
+    }
+}

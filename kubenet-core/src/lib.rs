@@ -1,0 +1,8 @@
+//! Kubernetes Service routing as a library: what a Service means on this node, and who makes the kernel do it.
+#![forbid(unsafe_code)]
+
+pub mod datapath;
+pub mod model;
+pub mod resolve;
+pub mod route;
+pub mod worker;
