@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Values shared with user space (src/layout.rs mirrors them field by field).
+ *
+ * Addresses and ports are in network byte order wherever the type says __be;
+ * everything else is in host byte order. There is one set of maps per address
+ * family: small IPv4 keys are what keeps lookups in the caches.
+ */
+#ifndef KUBENET_TYPES_H
+#define KUBENET_TYPES_H
+
+#include <linux/types.h>
+
+/* Bumped whenever a map's key, value or meaning changes. */
+#define KUBENET_LAYOUT 1
+
+/* ---- services: frontend -> where its backends stand in `slots` ---- */
+
+struct service_key4 {
+	__be32 addr;	/* 0 for a node port: any chosen address of the node */
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct service_key6 {
+	__be32 addr[4];	/* all zero for a node port */
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+/* Masquerade by origin; see struct Masquerade of kubenet-core. */
+#define SVC_MASQ_PODS		0x01
+#define SVC_MASQ_NODE		0x02
+#define SVC_MASQ_OUTSIDE	0x04
+/* What a new flow meets when the set is empty: drop if set, else reject. */
+#define SVC_INTERNAL_DROP	0x08
+#define SVC_EXTERNAL_DROP	0x10
+#define SVC_NODE_PORT		0x20
+
+struct service {
+	__u32 internal_base;	/* first slot for flows from pods and this node */
+	__u32 internal_count;
+	__u32 external_base;	/* first slot for flows from outside */
+	__u32 external_count;
+	__u32 id;		/* allocated, never hashed, never 0 */
+	__u32 flags;		/* SVC_* */
+};
+
+/* ---- backends: id -> endpoint; id 0 is never used ---- */
+
+#define BACKEND_ALIVE		0x01	/* the id is in use */
+#define BACKEND_LOCAL		0x02	/* on this node */
+#define BACKEND_TERMINATING	0x04
+
+struct backend4 {
+	__be32 addr;
+	__be16 port;
+	__u16 flags;		/* BACKEND_* */
+	__u32 generation;	/* counts how often the id was handed out */
+};
+
+struct backend6 {
+	__be32 addr[4];
+	__be16 port;
+	__u16 flags;
+	__u32 generation;
+};
+
+/* ---- conntrack: a packet's tuple -> the tuple that it is rewritten to ---- */
+
+struct tuple4 {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct tuple6 {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+#define CT_REPLY	0x01	/* from backend to client; else the other way */
+#define CT_SEEN_REPLY	0x02	/* on the forward entry: the backend answered */
+#define CT_FIN		0x04	/* a FIN was seen in this entry's direction */
+#define CT_RST		0x08	/* closed by a reset */
+#define CT_SNAT		0x10	/* the source was replaced, too */
+
+struct conntrack4 {
+	__be32 saddr;		/* what the packet's tuple becomes */
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	__u32 service;		/* struct service.id */
+	__u32 backend;		/* index in backends4 */
+	__u32 generation;	/* of that backend when it was picked */
+	__u32 last_seen;	/* seconds of kernel uptime (jiffies based) */
+	__u32 flags;		/* CT_* */
+};
+
+struct conntrack6 {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__be16 sport;
+	__be16 dport;
+	__u32 service;
+	__u32 backend;
+	__u32 generation;
+	__u32 last_seen;
+	__u32 flags;
+};
+
+/* ---- facts about the node ---- */
+
+#define NODE_ADDR_LOCAL		0x01	/* an address of this node */
+#define NODE_ADDR_NODE_PORT	0x02	/* node ports answer on it */
+
+/* Key of the LPM tries of pod addresses. */
+struct lpm4 {
+	__u32 prefix_len;
+	__be32 addr;
+};
+
+struct lpm6 {
+	__u32 prefix_len;
+	__be32 addr[4];
+};
+
+#define CONFIG_DRAINING		0x01	/* serve known flows, take no new ones */
+
+struct config {
+	__be32 snat4;		/* source of masqueraded flows; 0: none */
+	__u32 flags;		/* CONFIG_* */
+	__be32 snat6[4];
+	__u64 netns_cookie;	/* the socket hooks act in this namespace only; 0: in every one */
+	__u16 snat_port_min;	/* host byte order, inclusive */
+	__u16 snat_port_max;
+	__u32 pad;
+};
+
+/* ---- socket hooks ---- */
+
+/* Which Service a socket of this node believes to talk to. */
+struct socket_key4 {
+	__u64 cookie;
+	__be32 addr;		/* of the backend */
+	__be16 port;
+	__u16 pad;
+};
+
+struct socket_key6 {
+	__u64 cookie;
+	__be32 addr[4];
+	__be16 port;
+	__u16 pad;
+	__u32 pad2;
+};
+
+struct socket_peer4 {
+	__be32 addr;		/* what the application dialled */
+	__be16 port;
+	__u16 pad;
+	__u32 service;
+	__u32 backend;
+	__u32 generation;
+};
+
+struct socket_peer6 {
+	__be32 addr[4];
+	__be16 port;
+	__u16 pad;
+	__u32 service;
+	__u32 backend;
+	__u32 generation;
+};
+
+/* ---- counters: one per reason, per CPU, index into `metrics` ---- */
+
+enum metric {
+	METRIC_FORWARDED,	/* a known flow was translated */
+	METRIC_NEW_FLOW,	/* a backend was picked */
+	METRIC_REJECTED,	/* no backend, the client was told */
+	METRIC_DROP_NO_LOCAL_BACKEND,	/* [E6], policy Local */
+	METRIC_DROP_FRAGMENT,	/* a fragment to a Service that cannot be tracked */
+	METRIC_DROP_SNAT_EXHAUSTED,	/* no free port to masquerade with */
+	METRIC_DROP_CONNTRACK_FULL,	/* the entry could not be written */
+	METRIC_DROP_MALFORMED,	/* headers that cannot be rewritten */
+	METRIC_DROP_ROUTE,	/* no way to the backend, or TTL exceeded */
+	METRIC_MAX,
+};
+
+/* ---- names, for reading the table back ---- */
+
+/* namespace, service and port name of a service id, each with its length. */
+struct service_name {
+	__u8 namespace_len;
+	__u8 service_len;
+	__u8 port_len;
+	__u8 kind;		/* 0 cluster IP, 1 node port */
+	char text[192];		/* one after the other */
+};
+
+#endif
