@@ -1,6 +1,6 @@
 use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
 
-use super::{InvalidObject, IpFamily, ObjectName, Protocol, name::validate_port_name, validate_name};
+use super::{InvalidObject, IpFamily, ObjectName, Protocol, name::validate_port_name, validate_label};
 
 /// `conditions` of an endpoint, with the API's defaults for absent ones ([O3]).
 ///
@@ -196,7 +196,7 @@ impl EndpointSliceBuilder {
         let bad = |field: String, value: String, rule: &str| {
             Err(InvalidObject::new(format!("EndpointSlice {name}"), field, value, rule))
         };
-        if let Err(rule) = validate_name(&self.service) {
+        if let Err(rule) = validate_label(&self.service) {
             return bad("metadata.labels[kubernetes.io/service-name]".into(), self.service.clone(), &rule);
         }
         let service = ObjectName::new("Service", &self.namespace, &self.service)?;
@@ -215,11 +215,11 @@ impl EndpointSliceBuilder {
             if IpFamily::of(address) != self.family {
                 return bad(field(), address.to_string(), &format!("must be an {} address", self.family));
             }
-            let link_local = match address {
-                IpAddr::V4(v4) => v4.is_link_local(),
+            let special = match address {
+                IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
                 IpAddr::V6(v6) => v6.is_unicast_link_local(),
             };
-            if address.is_unspecified() || address.is_multicast() || address.is_loopback() || link_local {
+            if address.is_unspecified() || address.is_multicast() || address.is_loopback() || special {
                 return bad(
                     field(),
                     address.to_string(),

@@ -13,7 +13,7 @@ mod service;
 
 pub use endpoint_slice::{Conditions, Endpoint, EndpointPort, EndpointSlice, EndpointSliceBuilder};
 pub use error::InvalidObject;
-pub use name::{ObjectName, validate_name};
+pub use name::{ObjectName, validate_label, validate_name};
 pub use node::{LocalDetector, NodeInfo, NodeInfoBuilder, NodePortAddresses};
 pub use protocol::{IpFamily, Protocol, UnknownProtocol};
 pub use service::{Service, ServiceBuilder, ServicePort, ServiceType, TrafficPolicy};

@@ -10,13 +10,13 @@ pub struct ObjectName {
 }
 
 impl ObjectName {
-    /// Checks both parts against [`validate_name`].
+    /// Checks the namespace against [`validate_label`] and the name against [`validate_name`].
     ///
     /// # Errors
     /// [`InvalidObject`] with the field `metadata.namespace` or `metadata.name`.
     pub fn new(kind: &str, namespace: &str, name: &str) -> Result<Self, InvalidObject> {
         let object = || format!("{kind} {namespace}/{name}");
-        validate_name(namespace)
+        validate_label(namespace)
             .map_err(|rule| InvalidObject::new(object(), "metadata.namespace", namespace, rule))?;
         validate_name(name).map_err(|rule| InvalidObject::new(object(), "metadata.name", name, rule))?;
         Ok(Self { namespace: namespace.into(), name: name.into() })
@@ -39,39 +39,61 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// Checks a name against the widest rule that Kubernetes has for the names used here: an RFC 1123 subdomain.
+/// Checks a name against the widest rule that Kubernetes has for the names used here: an RFC 1123 subdomain,
+/// labels joined by dots.
 ///
 /// # Errors
 /// The rule, in words.
 pub fn validate_name(name: &str) -> Result<(), String> {
-    let edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
     if name.is_empty() {
         return Err("must be set".into());
     }
     if name.len() > 253 {
         return Err("must have at most 253 characters".into());
     }
-    let bytes = name.as_bytes();
-    if !bytes.iter().all(|&c| edge(c) || c == b'-' || c == b'.')
-        || !edge(bytes[0])
-        || !edge(bytes[bytes.len() - 1])
-    {
+    if !name.split('.').all(is_label) {
         return Err(
-            "must consist of lower-case letters, digits, '-' and '.', and begin and end with a letter \
-                    or digit (RFC 1123)"
+            "must consist of lower-case letters, digits, '-' and '.', and every part between dots must begin \
+             and end with a letter or digit (RFC 1123)"
                 .into(),
         );
     }
     Ok(())
 }
 
-/// Checks a port's name: empty, or an RFC 1123 label of at most 63 characters.
-pub(super) fn validate_port_name(name: &str) -> Result<(), String> {
+/// Checks a name against the rule for namespaces, Services and ports: an RFC 1123 label.
+///
+/// # Errors
+/// The rule, in words.
+pub fn validate_label(name: &str) -> Result<(), String> {
     if name.is_empty() {
-        return Ok(());
+        return Err("must be set".into());
     }
-    if name.len() > 63 || name.contains('.') {
-        return Err("must be empty or a label of at most 63 characters without dots".into());
+    if name.len() > 63 {
+        return Err("must have at most 63 characters".into());
     }
-    validate_name(name)
+    if !is_label(name) {
+        return Err(
+            "must consist of lower-case letters, digits and '-', and begin and end with a letter or \
+                    digit (RFC 1123)"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// Checks a port's name: empty, or a label.
+pub(super) fn validate_port_name(name: &str) -> Result<(), String> {
+    if name.is_empty() { Ok(()) } else { validate_label(name) }
+}
+
+fn is_label(part: &str) -> bool {
+    let edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    match part.as_bytes() {
+        [] => false,
+        [only] => edge(*only),
+        [first, middle @ .., last] => {
+            edge(*first) && edge(*last) && middle.iter().all(|&c| edge(c) || c == b'-')
+        }
+    }
 }

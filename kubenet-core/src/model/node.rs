@@ -31,11 +31,6 @@ impl LocalDetector {
             LocalDetector::ClusterCidrs(cidrs) => cidrs,
         }
     }
-
-    /// Whether flows from pods can be told apart in this family.
-    pub fn covers(&self, family: IpFamily) -> bool {
-        self.cidrs().iter().any(|cidr| IpFamily::of(cidr.addr()) == family)
-    }
 }
 
 /// On which of the node's addresses node ports answer ([F4]).
@@ -91,6 +86,11 @@ impl NodeInfo {
     /// Its addresses, in the order given: the first of each family is the primary one.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
+    }
+
+    /// Whether pods' flows of this family can be told from others by their source address.
+    pub fn detects_pods(&self, family: IpFamily) -> bool {
+        self.cluster_cidrs.iter().any(|cidr| IpFamily::of(cidr.addr()) == family)
     }
 
     /// What routes need to know of it.

@@ -1,6 +1,10 @@
-use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU16,
+    sync::Arc,
+};
 
-use super::{InvalidObject, ObjectName, Protocol, name::validate_port_name};
+use super::{InvalidObject, ObjectName, Protocol, name::validate_port_name, validate_label};
 use crate::route::ServicePortName;
 
 /// `spec.type` of a Service with a virtual address.
@@ -221,12 +225,19 @@ impl ServiceBuilder {
         let bad = |field: String, value: String, rule: &str| {
             Err(InvalidObject::new(format!("Service {name}"), field, value, rule))
         };
+        if let Err(rule) = validate_label(&self.name) {
+            return bad("metadata.name".into(), self.name.clone(), &rule);
+        }
         if self.cluster_ips.is_empty() {
             return bad("spec.clusterIPs".into(), String::new(), "must hold at least one address");
         }
         for (i, address) in self.cluster_ips.iter().enumerate() {
             let field = format!("spec.clusterIPs[{i}]");
-            if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+            if address.is_unspecified()
+                || address.is_multicast()
+                || address.is_loopback()
+                || *address == IpAddr::V4(Ipv4Addr::BROADCAST)
+            {
                 return bad(field, address.to_string(), "must be a unicast address");
             }
             if i == 2 || (i == 1 && address.is_ipv4() == self.cluster_ips[0].is_ipv4()) {

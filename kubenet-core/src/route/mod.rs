@@ -1,0 +1,66 @@
+//! Resolved routes: what a datapath is asked to serve on this node.
+//!
+//! A datapath never sees a Service. It sees a [`RouteTable`], and [`RouteDelta`]s that move it from one
+//! [`Revision`] to the next.
+
+mod delta;
+mod frontend;
+mod node;
+mod table;
+mod target;
+
+use std::sync::Arc;
+
+pub use self::{
+    delta::{RemovedBackend, RouteDelta},
+    frontend::{Frontend, FrontendAddress, FrontendKind, ServicePortName},
+    node::NodeRouting,
+    table::{Revision, RevisionMismatch, RouteTable},
+    target::{Backend, BackendState, Masquerade, Origin, Target, WhenEmpty},
+};
+
+/// One frontend and everything that a datapath needs to serve it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Route {
+    /// What the client dials.
+    pub frontend: Frontend,
+    /// Which field of the Service it comes from.
+    pub kind: FrontendKind,
+    /// Whose it is.
+    pub service_port: ServicePortName,
+    /// For flows from pods of this cluster and from this node.
+    pub internal: Target,
+    /// For flows from outside.
+    pub external: Target,
+    /// Whose source address is replaced.
+    pub masquerade: Masquerade,
+}
+
+impl Route {
+    /// A route with the same backends for everybody.
+    pub fn new(
+        frontend: Frontend,
+        kind: FrontendKind,
+        service_port: ServicePortName,
+        target: Target,
+        masquerade: Masquerade,
+    ) -> Self {
+        Self { frontend, kind, service_port, internal: target.clone(), external: target, masquerade }
+    }
+
+    /// The target for flows of this origin.
+    pub fn target(&self, origin: Origin) -> &Target {
+        if origin.is_internal() { &self.internal } else { &self.external }
+    }
+
+    /// Every distinct address and port that this route may pick.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        let internal = &self.internal.backends;
+        let same = Arc::ptr_eq(internal, &self.external.backends);
+        let more = if same { &[][..] } else { &self.external.backends[..] };
+        internal
+            .iter()
+            .chain(more.iter().filter(move |b| !internal.iter().any(|i| i.socket_addr() == b.socket_addr())))
+    }
+}
