@@ -63,6 +63,7 @@ pub struct Cluster {
     claims: HashMap<Frontend, Vec<Claim>>,
     contested: BTreeSet<Frontend>,
     dirty: BTreeSet<ObjectName>,
+    service_count: usize,
     node_changed: bool,
     table: Arc<RouteTable>,
 }
@@ -84,6 +85,7 @@ impl Cluster {
             claims: HashMap::new(),
             contested: BTreeSet::new(),
             dirty: BTreeSet::new(),
+            service_count: 0,
             node_changed: true,
             table: Arc::new(RouteTable::default()),
         }
@@ -96,7 +98,7 @@ impl Cluster {
 
     /// Number of Services.
     pub fn service_count(&self) -> usize {
-        self.services.values().filter(|declared| declared.service.is_some()).count()
+        self.service_count
     }
 
     /// Whether something changed since the last [`Cluster::take_delta`].
@@ -127,7 +129,7 @@ impl Cluster {
                 let name = service.name().clone();
                 let declared = self.services.entry(name.clone()).or_default();
                 if declared.service.as_ref() != Some(&service) {
-                    declared.service = Some(service);
+                    self.service_count += usize::from(declared.service.replace(service).is_none());
                     self.dirty.insert(name);
                 }
             }
@@ -135,6 +137,7 @@ impl Cluster {
                 if let Some(declared) = self.services.get_mut(&name)
                     && declared.service.take().is_some()
                 {
+                    self.service_count -= 1;
                     self.dirty.insert(name);
                 }
             }

@@ -127,6 +127,7 @@ impl fmt::Debug for DatapathError {
 
 impl Error for DatapathError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source.as_ref().map(|s| -> &(dyn Error + 'static) { &**s })
+        let source: &(dyn Error + 'static) = self.0.source.as_deref()?;
+        Some(source)
     }
 }

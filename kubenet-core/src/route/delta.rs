@@ -1,4 +1,8 @@
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use super::{Frontend, NodeRouting, Revision, Route};
 
@@ -59,5 +63,34 @@ impl RouteDelta {
                 self.removed_backends.push(RemovedBackend { frontend: old.frontend, backend: address });
             }
         }
+    }
+
+    /// The frontends that it changes.
+    pub fn touched(&self) -> BTreeSet<Frontend> {
+        self.upserts.iter().map(|route| route.frontend).chain(self.removals.iter().copied()).collect()
+    }
+
+    /// This step and the one after it as one step.
+    #[must_use]
+    pub fn then(self, next: RouteDelta) -> RouteDelta {
+        let overridden = next.touched();
+        let mut both = RouteDelta::empty(self.base, next.revision);
+        both.node = next.node.or(self.node);
+        both.upserts = self.upserts;
+        both.upserts.retain(|route| !overridden.contains(&route.frontend));
+        both.upserts.extend(next.upserts);
+        both.removals = self.removals;
+        both.removals.retain(|frontend| !overridden.contains(frontend));
+        both.removals.extend(next.removals);
+        let routes: BTreeMap<_, _> = both.upserts.iter().map(|route| (route.frontend, route)).collect();
+        let came_back = |gone: &RemovedBackend| {
+            let route = routes.get(&gone.frontend);
+            route.is_some_and(|route| route.backends().any(|b| b.socket_addr() == gone.backend))
+        };
+        let mut removed: BTreeSet<_> =
+            self.removed_backends.into_iter().chain(next.removed_backends).collect();
+        removed.retain(|gone| !came_back(gone));
+        both.removed_backends = removed.into_iter().collect();
+        both
     }
 }

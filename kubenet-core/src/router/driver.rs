@@ -1,0 +1,440 @@
+//! The router's thread: one loop, one decision at a time.
+
+use std::{
+    collections::BTreeSet,
+    iter, mem,
+    ops::ControlFlow,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use futures::{channel::oneshot, executor::block_on};
+use parking_lot::Mutex;
+use tracing::{debug, info, warn};
+
+use super::{Retiring, RouterError, RouterOptions, RouterStatus, SwapReport};
+use crate::{
+    cluster::{Change, Cluster},
+    datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind},
+    model::NodeInfo,
+    route::{Frontend, Revision, RouteDelta},
+};
+
+type Answer<T> = oneshot::Sender<Result<T, RouterError>>;
+
+pub(super) enum Command {
+    Changes(Vec<Change>),
+    Synced,
+    Flush(Answer<RouterStatus>),
+    Audit(Answer<Option<String>>),
+    Swap { next: Arc<dyn Datapath>, drain_for: Duration, answer: Answer<SwapReport> },
+    Close { how: Close, answer: Answer<()> },
+}
+
+pub(super) struct Driver {
+    options: RouterOptions,
+    cluster: Cluster,
+    synced: bool,
+    datapath: Arc<dyn Datapath>,
+    /// How the kernel gets from what it has to the cluster's table.
+    pending: Pending,
+    last_update: Option<Instant>,
+    retry: Backoff,
+    next_audit: Instant,
+    retiring: Vec<RetiringDatapath>,
+    status: Arc<Mutex<RouterStatus>>,
+}
+
+/// What the kernel lacks.
+#[derive(Debug)]
+enum Pending {
+    Nothing,
+    Delta(Arc<RouteDelta>),
+    /// The kernel's state is unknown: the whole table.
+    Everything,
+}
+
+/// When a failed update is tried again.
+struct Backoff {
+    wait: Duration,
+    at: Option<Instant>,
+}
+
+struct RetiringDatapath {
+    datapath: Arc<dyn Datapath>,
+    flows: u64,
+    deadline: Instant,
+    next_poll: Instant,
+}
+
+impl Driver {
+    pub(super) fn new(node: NodeInfo, datapath: Arc<dyn Datapath>, options: RouterOptions) -> Self {
+        let status = RouterStatus {
+            datapath: datapath.name(),
+            synced: false,
+            revision: Revision::default(),
+            applied: Revision::default(),
+            services: 0,
+            routes: 0,
+            updates: 0,
+            pending_since: None,
+            last_error: None,
+            failed: Vec::new(),
+            conflicts: Vec::new(),
+            last_drift: None,
+            retiring: Vec::new(),
+        };
+        Self {
+            cluster: Cluster::new(node),
+            synced: false,
+            datapath,
+            pending: Pending::Everything,
+            last_update: None,
+            retry: Backoff { wait: options.retry_min, at: None },
+            next_audit: Instant::now() + options.audit_interval,
+            retiring: Vec::new(),
+            status: Arc::new(Mutex::new(status)),
+            options,
+        }
+    }
+
+    pub(super) fn status(&self) -> Arc<Mutex<RouterStatus>> {
+        Arc::clone(&self.status)
+    }
+
+    pub(super) fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+        loop {
+            let command = match self.next_deadline() {
+                None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            let burst = match command {
+                Ok(command) => iter::once(command).chain(inbox.try_iter()),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.act(Instant::now());
+                    continue;
+                }
+            };
+            for command in burst {
+                if self.handle(command).is_break() {
+                    return;
+                }
+            }
+            self.act(Instant::now());
+        }
+    }
+
+    fn handle(&mut self, command: Command) -> ControlFlow<()> {
+        match command {
+            Command::Changes(changes) => self.declare(changes),
+            Command::Synced => {
+                self.synced = true;
+                self.status.lock().synced = true;
+            }
+            Command::Flush(answer) => {
+                let result = self.require_synced().and_then(|()| {
+                    self.update()?;
+                    Ok(self.status.lock().clone())
+                });
+                let _ = answer.send(result);
+            }
+            Command::Audit(answer) => {
+                let result = self.require_synced().and_then(|()| Ok(self.audit()?));
+                let _ = answer.send(result);
+            }
+            Command::Swap { next, drain_for, answer } => {
+                let _ = answer.send(self.swap(next, drain_for));
+            }
+            Command::Close { how, answer } => {
+                let _ = answer.send(self.close(how));
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn declare(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            self.synced |= matches!(change, Change::Snapshot { .. });
+            self.cluster.change(change);
+        }
+        let mut status = self.status.lock();
+        status.synced = self.synced;
+        status.services = self.cluster.service_count();
+        if self.cluster.is_dirty() {
+            status.pending_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn require_synced(&self) -> Result<(), RouterError> {
+        if self.synced { Ok(()) } else { Err(RouterError::NotSynced) }
+    }
+
+    /// When an update is due: at once after quiet, later within a burst or after a failure.
+    fn update_due(&self) -> Option<Instant> {
+        let wanted = self.synced && (self.cluster.is_dirty() || !matches!(self.pending, Pending::Nothing));
+        if !wanted {
+            return None;
+        }
+        let earliest = self.last_update.map_or_else(Instant::now, |last| last + self.options.min_interval);
+        Some(self.retry.at.map_or(earliest, |retry| retry.max(earliest)))
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let audit = self.synced.then_some(self.next_audit);
+        let polls = self.retiring.iter().map(|retiring| retiring.next_poll);
+        self.update_due().into_iter().chain(audit).chain(polls).min()
+    }
+
+    fn act(&mut self, now: Instant) {
+        if self.update_due().is_some_and(|due| due <= now) {
+            // Reported in the status, and tried again.
+            let _ = self.update();
+        }
+        if self.synced && self.next_audit <= now {
+            let _ = self.audit();
+        }
+        self.poll_retiring(now);
+    }
+
+    /// Resolves what changed, and adds it to what the kernel lacks.
+    fn resolve(&mut self) {
+        if let Some(delta) = self.cluster.take_delta() {
+            self.pending = match mem::replace(&mut self.pending, Pending::Nothing) {
+                Pending::Nothing => Pending::Delta(Arc::new(delta)),
+                Pending::Delta(earlier) => {
+                    Pending::Delta(Arc::new(Arc::unwrap_or_clone(earlier).then(delta)))
+                }
+                Pending::Everything => Pending::Everything,
+            };
+        }
+        let mut status = self.status.lock();
+        status.revision = self.cluster.table().revision();
+        status.routes = self.cluster.table().len();
+        status.conflicts = self.cluster.conflicts();
+    }
+
+    /// Resolves what changed and brings the kernel there.
+    fn update(&mut self) -> Result<(), DatapathError> {
+        self.resolve();
+        let result = match &self.pending {
+            Pending::Nothing => {
+                self.status.lock().pending_since = None;
+                return Ok(());
+            }
+            Pending::Everything => self.replace(),
+            Pending::Delta(delta) => match block_on(self.datapath.apply(Arc::clone(delta))) {
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    info!(%error, "resynchronising");
+                    self.replace()
+                }
+                result => result,
+            },
+        };
+        self.last_update = Some(Instant::now());
+        match result {
+            Ok(report) => {
+                self.applied(&report);
+                Ok(())
+            }
+            Err(error) => {
+                self.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn replace(&self) -> Result<ApplyReport, DatapathError> {
+        block_on(self.datapath.replace(Arc::clone(self.cluster.table())))
+    }
+
+    fn applied(&mut self, report: &ApplyReport) {
+        debug!(revision = %report.revision, took = ?report.took, "applied");
+        let touched = match mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Delta(delta) => Some(delta.touched()),
+            Pending::Nothing | Pending::Everything => None,
+        };
+        let mut status = self.status.lock();
+        status.applied = report.revision;
+        status.updates += 1;
+        status.pending_since = None;
+        status.last_error = None;
+        // A delta says nothing about routes that failed before and that it does not touch.
+        match touched {
+            Some(touched) => status.failed.retain(|failed| !touched.contains(&failed.frontend)),
+            None => status.failed.clear(),
+        }
+        status.failed.extend(report.failed.iter().cloned());
+        let retry = status.failed.iter().any(|failed| failed.error.kind().is_transient());
+        let failed: Vec<_> = status.failed.iter().map(|failed| failed.frontend).collect();
+        drop(status);
+        for failed in &report.failed {
+            warn!(frontend = %failed.frontend, service = %failed.service_port, error = %failed.error, "route not served");
+        }
+        if retry {
+            // The same routes once more, at the same revision.
+            let at = self.cluster.table().revision();
+            let mut again = RouteDelta::empty(at, at);
+            again.upserts = failed.iter().filter_map(|f| self.cluster.table().get(f)).cloned().collect();
+            self.pending = Pending::Delta(Arc::new(again));
+            self.retry.later(&self.options);
+        } else {
+            self.retry.reset(&self.options);
+        }
+    }
+
+    fn failed(&mut self, error: &DatapathError) {
+        warn!(%error, "update failed; the kernel keeps the last good state");
+        if error.kind() == ErrorKind::Conflict {
+            self.pending = Pending::Everything;
+        }
+        self.retry.later(&self.options);
+        let mut status = self.status.lock();
+        status.last_error = Some(error.clone());
+        status.pending_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Compares the kernel with what was applied; repairs it with everything.
+    fn audit(&mut self) -> Result<Option<String>, DatapathError> {
+        self.next_audit = Instant::now() + self.options.audit_interval;
+        self.update()?;
+        let drift = match block_on(self.datapath.drift(self.cluster.table())) {
+            Ok(drift) => drift,
+            Err(error) => {
+                self.status.lock().last_error = Some(error.clone());
+                return Err(error);
+            }
+        };
+        let unserved: BTreeSet<_> = self.status.lock().failed.iter().map(|failed| failed.frontend).collect();
+        let found = drift.and_then(|delta| describe(&delta, &unserved));
+        self.status.lock().last_drift.clone_from(&found);
+        if let Some(found) = &found {
+            warn!(found, "the kernel differs from what was programmed; repairing");
+            self.pending = Pending::Everything;
+            self.update()?;
+        }
+        Ok(found)
+    }
+
+    fn swap(&mut self, next: Arc<dyn Datapath>, drain_for: Duration) -> Result<SwapReport, RouterError> {
+        self.require_synced()?;
+        self.resolve();
+        let started = Instant::now();
+        let report = block_on(next.replace(Arc::clone(self.cluster.table())))?;
+        let old = mem::replace(&mut self.datapath, next);
+        self.pending = Pending::Everything;
+        self.applied(&report);
+        self.last_update = Some(Instant::now());
+        self.status.lock().datapath = self.datapath.name();
+        // The same datapath may come back before it was gone, or have never left.
+        self.retiring.retain(|retiring| !Arc::ptr_eq(&retiring.datapath, &self.datapath));
+        let (from, to) = (old.name(), self.datapath.name());
+        let draining_flows = if Arc::ptr_eq(&old, &self.datapath) { 0 } else { self.retire(old, drain_for) };
+        let took = started.elapsed();
+        info!(from, to, ?took, "swapped");
+        Ok(SwapReport { from, to, took, failed: report.failed, draining_flows })
+    }
+
+    /// Lets a datapath take no new flows, and removes it later. Says how many flows it still serves.
+    fn retire(&mut self, datapath: Arc<dyn Datapath>, drain_for: Duration) -> u64 {
+        let flows = match block_on(datapath.drain()) {
+            Ok(status) => status.flows,
+            Err(error) => {
+                // It still takes new flows, and serves them rightly. It goes at the deadline.
+                warn!(%error, "the old datapath does not drain");
+                u64::MAX
+            }
+        };
+        let now = Instant::now();
+        let wait = if flows == 0 { Duration::ZERO } else { self.options.drain_poll.min(drain_for) };
+        self.retiring.push(RetiringDatapath {
+            datapath,
+            flows,
+            deadline: now + drain_for,
+            next_poll: now + wait,
+        });
+        self.publish_retiring();
+        flows
+    }
+
+    fn poll_retiring(&mut self, now: Instant) {
+        if !self.retiring.iter().any(|retiring| retiring.next_poll <= now) {
+            return;
+        }
+        let poll = self.options.drain_poll;
+        self.retiring.retain_mut(|retiring| {
+            if retiring.next_poll > now {
+                return true;
+            }
+            if let Ok(status) = block_on(retiring.datapath.drain()) {
+                retiring.flows = status.flows;
+            }
+            retiring.next_poll = (now + poll).min(retiring.deadline.max(now));
+            if retiring.flows > 0 && retiring.deadline > now {
+                return true;
+            }
+            let name = retiring.datapath.name();
+            match block_on(retiring.datapath.close(Close::Remove)) {
+                Ok(()) => info!(datapath = name, flows = retiring.flows, "old datapath removed"),
+                Err(error) => warn!(%error, "the old datapath could not be removed completely"),
+            }
+            false
+        });
+        self.publish_retiring();
+    }
+
+    fn publish_retiring(&self) {
+        self.status.lock().retiring = self
+            .retiring
+            .iter()
+            .map(|retiring| Retiring {
+                datapath: retiring.datapath.name(),
+                flows: retiring.flows,
+                deadline: retiring.deadline,
+            })
+            .collect();
+    }
+
+    fn close(&mut self, how: Close) -> Result<(), RouterError> {
+        let mut errors = Vec::new();
+        for retiring in mem::take(&mut self.retiring) {
+            errors.extend(block_on(retiring.datapath.close(Close::Remove)).err());
+        }
+        errors.extend(block_on(self.datapath.close(how)).err());
+        if errors.is_empty() { Ok(()) } else { Err(RouterError::Close(errors)) }
+    }
+}
+
+impl Backoff {
+    fn later(&mut self, options: &RouterOptions) {
+        self.at = Some(Instant::now() + self.wait);
+        self.wait = (self.wait * 2).min(options.retry_max);
+    }
+
+    fn reset(&mut self, options: &RouterOptions) {
+        *self = Self { wait: options.retry_min, at: None };
+    }
+}
+
+/// In words, what would repair the kernel; `None` when only routes that it cannot serve are missing.
+fn describe(delta: &RouteDelta, unserved: &BTreeSet<Frontend>) -> Option<String> {
+    let mut found = Vec::new();
+    if delta.node.is_some() {
+        found.push("facts about the node differ".to_owned());
+    }
+    let changed = delta.upserts.iter().filter(|route| !unserved.contains(&route.frontend));
+    found.extend(
+        changed.map(|route| format!("{} ({}) is missing or differs", route.frontend, route.service_port)),
+    );
+    found.extend(delta.removals.iter().map(|frontend| format!("{frontend} is there but was not programmed")));
+    if found.is_empty() {
+        return None;
+    }
+    let more = found.len().saturating_sub(10);
+    found.truncate(10);
+    if more > 0 {
+        found.push(format!("and {more} more"));
+    }
+    Some(found.join("; "))
+}
