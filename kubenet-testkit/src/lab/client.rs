@@ -1,0 +1,196 @@
+//! Clients: one request, or a connection that lives on.
+
+use std::{
+    fmt,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use socket2::Type;
+
+use super::{Lab, Place, RequestError, server::Body};
+
+/// What a server of the lab answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// Name of the pod or node that answered.
+    pub backend: String,
+    /// The client's address as the server saw it.
+    pub peer: SocketAddr,
+    /// Time to open the connection; zero for UDP and on an open connection.
+    pub connect: Duration,
+    /// Time from the beginning to the end of the answer.
+    pub total: Duration,
+}
+
+impl Lab {
+    /// One HTTP request on a connection of its own. Never retried.
+    ///
+    /// # Errors
+    /// [`RequestError`] tells refused from timed out from cut off.
+    pub fn http_get(
+        &self,
+        from: impl Into<Place>,
+        to: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Answer, RequestError> {
+        let mut connection = self.connect(from, to, timeout)?;
+        let mut answer = connection.ask(timeout.saturating_sub(connection.connect))?;
+        answer.connect = connection.connect;
+        answer.total += connection.connect;
+        Ok(answer)
+    }
+
+    /// Opens a TCP connection that can be asked again and again.
+    ///
+    /// # Errors
+    /// [`RequestError`] tells refused from timed out.
+    pub fn connect(
+        &self,
+        from: impl Into<Place>,
+        to: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Connection, RequestError> {
+        let socket = self.netns(&from.into())?.socket_for(to, Type::STREAM).map_err(RequestError::Io)?;
+        let begin = Instant::now();
+        socket.connect_timeout(&to.into(), timeout).map_err(|e| RequestError::from_io(e, timeout))?;
+        let connect = begin.elapsed();
+        let _ = socket.set_tcp_nodelay(true);
+        Ok(Connection { stream: socket.into(), to, connect })
+    }
+
+    /// One datagram from a new socket, and its answer. Never retried.
+    ///
+    /// # Errors
+    /// [`RequestError`] tells refused (ICMP port unreachable) from timed out.
+    pub fn udp_ask(
+        &self,
+        from: impl Into<Place>,
+        to: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Answer, RequestError> {
+        self.udp_flow(from, to)?.ask(timeout)
+    }
+
+    /// Opens a connected UDP socket that can be asked again and again.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn udp_flow(&self, from: impl Into<Place>, to: SocketAddr) -> Result<UdpFlow, RequestError> {
+        let socket = self.netns(&from.into())?.socket_for(to, Type::DGRAM).map_err(RequestError::Io)?;
+        socket.connect(&to.into()).map_err(|e| RequestError::from_io(e, Duration::ZERO))?;
+        Ok(UdpFlow { socket: socket.into(), to })
+    }
+}
+
+/// A TCP connection to a server of the lab.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    to: SocketAddr,
+    connect: Duration,
+}
+
+impl Connection {
+    /// How long it took to open.
+    pub fn connect_time(&self) -> Duration {
+        self.connect
+    }
+
+    /// The client's own address.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Asks who is at the other end.
+    ///
+    /// # Errors
+    /// The connection was cut, or nothing came in time. It is of no use then.
+    pub fn ask(&mut self, timeout: Duration) -> Result<Answer, RequestError> {
+        let begin = Instant::now();
+        let sort = |error| RequestError::from_io(error, timeout);
+        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", self.to);
+        self.stream.write_all(request.as_bytes()).map_err(sort)?;
+        let mut input = Vec::with_capacity(512);
+        let mut chunk = [0; 1024];
+        loop {
+            let left = timeout.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return Err(RequestError::TimedOut { after: timeout });
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(sort)?;
+            match self.stream.read(&mut chunk).map_err(sort)? {
+                0 => return Err(RequestError::Closed),
+                n => input.extend_from_slice(&chunk[..n]),
+            }
+            if let Some(body) = complete_response(&input)? {
+                return Ok(Answer {
+                    backend: body.name,
+                    peer: body.peer,
+                    connect: Duration::ZERO,
+                    total: begin.elapsed(),
+                });
+            }
+        }
+    }
+}
+
+/// The body, once the answer is complete.
+fn complete_response(input: &[u8]) -> Result<Option<Body>, RequestError> {
+    let bad = |what: &dyn fmt::Display| RequestError::Protocol(what.to_string());
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut response = httparse::Response::new(&mut headers);
+    let head = match response.parse(input).map_err(|e| bad(&e))? {
+        httparse::Status::Partial => return Ok(None),
+        httparse::Status::Complete(head) => head,
+    };
+    if response.code != Some(200) {
+        return Err(bad(&format!("status {:?}", response.code)));
+    }
+    let length = response
+        .headers
+        .iter()
+        .find(|h| h.name.eq_ignore_ascii_case("content-length"))
+        .and_then(|h| std::str::from_utf8(h.value).ok()?.parse::<usize>().ok())
+        .ok_or_else(|| bad(&"no Content-Length"))?;
+    match input[head..].get(..length) {
+        None => Ok(None),
+        Some(body) => serde_json::from_slice(body).map(Some).map_err(|e| bad(&e)),
+    }
+}
+
+/// A connected UDP socket to a server of the lab.
+#[derive(Debug)]
+pub struct UdpFlow {
+    socket: UdpSocket,
+    to: SocketAddr,
+}
+
+impl UdpFlow {
+    /// Where it sends.
+    pub fn destination(&self) -> SocketAddr {
+        self.to
+    }
+
+    /// Sends one datagram and waits for its answer.
+    ///
+    /// # Errors
+    /// Refused, or nothing came in time. The next datagram may be answered all the same.
+    pub fn ask(&self, timeout: Duration) -> Result<Answer, RequestError> {
+        let begin = Instant::now();
+        let sort = |error| RequestError::from_io(error, timeout);
+        self.socket.set_read_timeout(Some(timeout.max(Duration::from_millis(1)))).map_err(sort)?;
+        self.socket.send(b"?").map_err(sort)?;
+        let mut buffer = [0; 512];
+        let length = self.socket.recv(&mut buffer).map_err(sort)?;
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        let parsed = text.split_once(' ').and_then(|(name, peer)| Some((name, peer.parse().ok()?)));
+        let (name, peer) = parsed.ok_or_else(|| RequestError::Protocol(text.to_string()))?;
+        Ok(Answer { backend: name.into(), peer, connect: Duration::ZERO, total: begin.elapsed() })
+    }
+}

@@ -1,0 +1,374 @@
+//! Who is joined to whom, and with which addresses.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use kubenet_core::model::validate_name;
+use parking_lot::Mutex;
+
+use super::{
+    LabError, Netns, Node,
+    cleanup::{PREFIX, Registration},
+    ip, sysctl,
+};
+
+/// The pods of both nodes.
+pub const CLUSTER_CIDR_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+/// The pods of both nodes.
+pub const CLUSTER_CIDR_V6: Ipv6Net = Ipv6Net::new_assert(v6([0xfd00, 0x244, 0, 0, 0, 0, 0, 0]), 32);
+/// Where Services have their addresses, by convention. The outside host reaches them through node-a.
+pub const SERVICE_CIDR_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+/// Where Services have their addresses, by convention. The outside host reaches them through node-a.
+pub const SERVICE_CIDR_V6: Ipv6Net = Ipv6Net::new_assert(v6([0xfd00, 0x96, 0, 0, 0, 0, 0, 0]), 112);
+
+const OUTSIDE: u8 = 100;
+/// What pods have as default gateway: the same on every host end, and no address that a flow could come from.
+const GATEWAY_V4: &str = "169.254.1.1";
+const GATEWAY_V6: &str = "fe80::1";
+const MAX_PODS: u16 = 250;
+
+const fn v6(segments: [u16; 8]) -> Ipv6Addr {
+    let [a, b, c, d, e, f, g, h] = segments;
+    Ipv6Addr::new(a, b, c, d, e, f, g, h)
+}
+
+const fn underlay_v4(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 89, 0, host)
+}
+
+/// The digits are read as hexadecimal, so that `.100` is `::100`.
+fn underlay_v6(host: u8) -> Ipv6Addr {
+    let digits = u16::from(host / 100) << 8 | u16::from(host / 10 % 10) << 4 | u16::from(host % 10);
+    v6([0xfd00, 0x89, 0, 0, 0, 0, 0, digits])
+}
+
+impl Node {
+    fn number(self) -> u8 {
+        self as u8 + 1
+    }
+
+    fn pod_range_v4(self) -> Ipv4Net {
+        Ipv4Net::new_assert(Ipv4Addr::new(10, 244, self.number(), 0), 24)
+    }
+
+    fn pod_range_v6(self) -> Ipv6Net {
+        Ipv6Net::new_assert(v6([0xfd00, 0x244, self.number().into(), 0, 0, 0, 0, 0]), 64)
+    }
+}
+
+/// A node of the lab.
+#[derive(Debug)]
+pub struct LabNode {
+    node: Node,
+    netns: Netns,
+    ipv6: bool,
+    pods: Mutex<BTreeMap<String, Arc<Pod>>>,
+    next_pod: AtomicU16,
+}
+
+/// The host outside the cluster.
+#[derive(Debug)]
+pub struct Outside {
+    netns: Netns,
+    ipv6: bool,
+}
+
+/// A pod of the lab.
+#[derive(Debug)]
+pub struct Pod {
+    name: String,
+    node: Node,
+    netns: Netns,
+    v4: Ipv4Addr,
+    v6: Option<Ipv6Addr>,
+    host_interface: String,
+}
+
+impl LabNode {
+    /// Which of the two.
+    pub fn node(&self) -> Node {
+        self.node
+    }
+
+    /// `node-a` or `node-b`.
+    pub fn name(&self) -> &'static str {
+        self.node.name()
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address.
+    pub fn v4(&self) -> Ipv4Addr {
+        underlay_v4(self.node.number())
+    }
+
+    /// Its address, in a lab with IPv6.
+    pub fn v6(&self) -> Option<Ipv6Addr> {
+        self.ipv6.then(|| underlay_v6(self.node.number()))
+    }
+
+    /// The interface to the other node and to the outside.
+    pub fn external_interface(&self) -> &'static str {
+        "eth0"
+    }
+
+    /// Its pods, by name.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.lock().values().cloned().collect()
+    }
+
+    /// The host ends of its pods' interfaces.
+    pub fn pod_interfaces(&self) -> Vec<String> {
+        self.pods.lock().values().map(|pod| pod.host_interface.clone()).collect()
+    }
+
+    pub(super) fn pod(&self, name: &str) -> Option<Arc<Pod>> {
+        self.pods.lock().get(name).cloned()
+    }
+
+    pub(super) fn add_pod(
+        &self,
+        registration: &Registration,
+        id: &str,
+        name: &str,
+    ) -> Result<Arc<Pod>, LabError> {
+        validate_name(name).map_err(|rule| LabError::InvalidInput(format!("pod name {name:?}: {rule}")))?;
+        let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
+        if number > MAX_PODS {
+            return Err(LabError::InvalidInput(format!("{} has had {MAX_PODS} pods already", self.name())));
+        }
+        let low = u8::try_from(number).unwrap_or(u8::MAX);
+        let [a, b, c, _] = self.node.pod_range_v4().network().octets();
+        let mut segments = self.node.pod_range_v6().network().segments();
+        segments[7] = number;
+        // An interface's name has at most 15 bytes. Pod names have no underscore, so the two forms never meet.
+        let host_interface = if name.len() <= 13 { format!("kn{name}") } else { format!("kn_{number}") };
+        let full_name = format!("{PREFIX}{id}-pod-{name}");
+        registration.create(std::slice::from_ref(&full_name))?;
+        let built = (|| {
+            let netns = Netns::open(&full_name)?;
+            netns.run(|| harden(false, self.ipv6))??;
+            let pod = Arc::new(Pod {
+                name: name.to_owned(),
+                node: self.node,
+                netns,
+                v4: Ipv4Addr::new(a, b, c, low),
+                v6: self.ipv6.then(|| v6(segments)),
+                host_interface,
+            });
+            self.wire(&pod)?;
+            Ok(pod)
+        })();
+        match built {
+            Ok(pod) => {
+                self.pods.lock().insert(name.to_owned(), Arc::clone(&pod));
+                Ok(pod)
+            }
+            Err(error) => {
+                registration.remove(&full_name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Joins a pod to its node by a pair of interfaces and routes.
+    fn wire(&self, pod: &Pod) -> Result<(), LabError> {
+        let (host, v4, node_v4) = (&pod.host_interface, pod.v4, self.v4());
+        let mut here = format!(
+            "link add {host} type veth peer name eth0 netns {}\n\
+             link set {host} addrgenmode none\n\
+             link set {host} up\n\
+             addr add {GATEWAY_V4}/32 dev {host} scope link\n\
+             route add {v4}/32 dev {host} src {node_v4}\n",
+            pod.netns.name()
+        );
+        let mut there = format!(
+            "link set lo up\n\
+             link set eth0 up\n\
+             addr add {v4}/32 dev eth0\n\
+             route add {GATEWAY_V4}/32 dev eth0 scope link\n\
+             route add 0.0.0.0/0 via {GATEWAY_V4} dev eth0\n"
+        );
+        if let (Some(v6), Some(node_v6)) = (pod.v6, self.v6()) {
+            here += &format!(
+                "addr add {GATEWAY_V6}/64 dev {host} nodad\n\
+                 route add {v6}/128 dev {host} src {node_v6}\n"
+            );
+            there += &format!(
+                "addr add {v6}/128 dev eth0 nodad\n\
+                 route add ::/0 via {GATEWAY_V6} dev eth0\n"
+            );
+        }
+        ip::batch(Some(self.netns.name()), &here)?;
+        ip::batch(Some(pod.netns.name()), &there)
+    }
+
+    pub(super) fn remove_pod(&self, registration: &Registration, pod: &Pod) -> Result<(), LabError> {
+        self.pods.lock().remove(&pod.name);
+        pod.netns.leave();
+        // Before the namespace, which may live on for a moment: its peer goes with it.
+        let unplugged = ip::batch(Some(self.netns.name()), &format!("link del {}\n", pod.host_interface));
+        registration.remove(pod.netns.name());
+        unplugged
+    }
+}
+
+impl Outside {
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address.
+    pub fn v4(&self) -> Ipv4Addr {
+        underlay_v4(OUTSIDE)
+    }
+
+    /// Its address, in a lab with IPv6.
+    pub fn v6(&self) -> Option<Ipv6Addr> {
+        self.ipv6.then(|| underlay_v6(OUTSIDE))
+    }
+}
+
+impl Pod {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The node that it runs on.
+    pub fn node(&self) -> Node {
+        self.node
+    }
+
+    /// Its network namespace. The interface in it is `eth0`.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address.
+    pub fn v4(&self) -> Ipv4Addr {
+        self.v4
+    }
+
+    /// Its address, in a lab with IPv6.
+    pub fn v6(&self) -> Option<Ipv6Addr> {
+        self.v6
+    }
+
+    /// The host end of its interface, in the node's network namespace.
+    pub fn host_interface(&self) -> &str {
+        &self.host_interface
+    }
+}
+
+/// Creates everything but the pods.
+pub(super) fn build(
+    registration: &Registration,
+    id: &str,
+    ipv6: bool,
+) -> Result<(Netns, [LabNode; 2], Outside), LabError> {
+    let name = |part: &str| format!("{PREFIX}{id}-{part}");
+    registration.create(&[name("net"), name("node-a"), name("node-b"), name("outside")])?;
+    let net = Netns::open(&name("net"))?;
+    net.run(|| {
+        // Where br_netfilter is loaded, bridged packets would pass iptables once more.
+        for hook in ["iptables", "ip6tables", "arptables"] {
+            sysctl(&format!("bridge/bridge-nf-call-{hook}"), "0")?;
+        }
+        harden(false, false)
+    })??;
+    let node = |node: Node| {
+        Ok::<_, LabError>(LabNode {
+            node,
+            netns: Netns::open(&name(node.name()))?,
+            ipv6,
+            pods: Mutex::default(),
+            next_pod: AtomicU16::new(2),
+        })
+    };
+    let nodes = [node(Node::A)?, node(Node::B)?];
+    let outside = Outside { netns: Netns::open(&name("outside"))?, ipv6 };
+    for node in &nodes {
+        node.netns.run(|| harden(true, ipv6))??;
+    }
+    outside.netns.run(|| harden(false, ipv6))??;
+
+    let mut lines = String::from(
+        "link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
+         link set br0 up\n",
+    );
+    for part in ["node-a", "node-b", "outside"] {
+        lines += &format!(
+            "link add {part} type veth peer name eth0 netns {}\n\
+             link set {part} master br0 up\n",
+            name(part)
+        );
+    }
+    ip::batch(Some(net.name()), &lines)?;
+    for node in &nodes {
+        let other = if node.node == Node::A { Node::B } else { Node::A };
+        let mut lines = address_lines(node.v4(), node.v6());
+        lines += &format!(
+            "route add {} via {}\nroute add 0.0.0.0/0 via {}\n",
+            other.pod_range_v4(),
+            underlay_v4(other.number()),
+            outside.v4()
+        );
+        if let Some(outside_v6) = outside.v6() {
+            lines += &format!(
+                "route add {} via {}\nroute add ::/0 via {outside_v6}\n",
+                other.pod_range_v6(),
+                underlay_v6(other.number()),
+            );
+        }
+        ip::batch(Some(node.netns.name()), &lines)?;
+    }
+    let mut lines = address_lines(outside.v4(), outside.v6());
+    lines += &format!("route add {SERVICE_CIDR_V4} via {}\n", nodes[0].v4());
+    if let Some(v6) = nodes[0].v6() {
+        lines += &format!("route add {SERVICE_CIDR_V6} via {v6}\n");
+    }
+    ip::batch(Some(outside.netns.name()), &lines)?;
+    Ok((net, nodes, outside))
+}
+
+fn address_lines(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> String {
+    let mut lines = format!("link set lo up\nlink set eth0 up\naddr add {v4}/24 dev eth0\n");
+    if let Some(v6) = v6 {
+        lines += &format!("addr add {v6}/64 dev eth0 nodad\n");
+    }
+    lines
+}
+
+/// Settings of the calling thread's namespace, before it has interfaces other than `lo`.
+fn harden(forward: bool, ipv6: bool) -> Result<(), LabError> {
+    let flag = |on: bool| if on { "1" } else { "0" };
+    sysctl("ipv4/ip_forward", flag(forward))?;
+    // One client makes tens of thousands of connections to one address.
+    sysctl("ipv4/tcp_tw_reuse", "1")?;
+    for device in ["all", "default", "lo"] {
+        let v4 = |name: &str, value| sysctl(&format!("ipv4/conf/{device}/{name}"), value);
+        v4("rp_filter", "0")?;
+        v4("send_redirects", "0")?;
+        v4("accept_redirects", "0")?;
+        let v6 = |name: &str, value| sysctl(&format!("ipv6/conf/{device}/{name}"), value);
+        v6("disable_ipv6", flag(!ipv6))?;
+        v6("forwarding", flag(forward))?;
+        v6("accept_dad", "0")?;
+        v6("accept_ra", "0")?;
+        v6("router_solicitations", "0")?;
+        v6("accept_redirects", "0")?;
+    }
+    Ok(())
+}
