@@ -60,18 +60,27 @@ pub struct Endpoint {
     pub conditions: Conditions,
     /// The node that it runs on, when known.
     pub node_name: Option<Arc<str>>,
+    /// Name of the object behind it (`targetRef.name`), usually a pod: for people. Nothing depends on it.
+    pub target: Option<Arc<str>>,
 }
 
 impl Endpoint {
     /// A ready endpoint.
     pub fn new(address: IpAddr) -> Self {
-        Self { address: address.to_canonical(), conditions: Conditions::default(), node_name: None }
+        Self { address: address.to_canonical(), conditions: Conditions::default(), node_name: None, target: None }
     }
 
     /// The same on a node.
     #[must_use]
     pub fn on_node(mut self, node_name: &str) -> Self {
         self.node_name = Some(node_name.into());
+        self
+    }
+
+    /// The same with the name of the pod behind it.
+    #[must_use]
+    pub fn named(mut self, target: &str) -> Self {
+        self.target = Some(target.into());
         self
     }
 
