@@ -43,7 +43,7 @@ mod netns;
 mod server;
 mod topology;
 
-use std::{fmt, fs, net::IpAddr, path::Path, sync::Arc};
+use std::{fs, net::IpAddr, path::Path, sync::Arc};
 
 use kubenet_core::model::{InvalidObject, IpFamily, NodeInfo};
 use parking_lot::Mutex;
@@ -57,73 +57,6 @@ pub use self::{
     server::Server,
     topology::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, LabNode, Outside, Pod, SERVICE_CIDR_V4, SERVICE_CIDR_V6},
 };
-
-/// One of the two nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Node {
-    /// `node-a`.
-    A,
-    /// `node-b`.
-    B,
-}
-
-impl Node {
-    /// Both.
-    pub const ALL: [Node; 2] = [Node::A, Node::B];
-
-    /// Its name, as endpoints write it in `nodeName`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Node::A => "node-a",
-            Node::B => "node-b",
-        }
-    }
-}
-
-impl fmt::Display for Node {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Where a client or a server runs.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
-    /// In the pod of this name.
-    Pod(String),
-    /// In a node's own network.
-    Node(Node),
-    /// On the host outside the cluster.
-    Outside,
-}
-
-impl From<&str> for Place {
-    fn from(pod: &str) -> Self {
-        Place::Pod(pod.to_owned())
-    }
-}
-
-impl From<Node> for Place {
-    fn from(node: Node) -> Self {
-        Place::Node(node)
-    }
-}
-
-impl From<&Place> for Place {
-    fn from(place: &Place) -> Self {
-        place.clone()
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Place::Pod(name) => write!(f, "pod {name}"),
-            Place::Node(node) => write!(f, "{node}"),
-            Place::Outside => f.write_str("outside"),
-        }
-    }
-}
 
 /// What a [`Lab`] consists of.
 #[derive(Clone, Debug)]
@@ -254,11 +187,20 @@ impl Lab {
     /// A name that is taken or that Kubernetes would not allow; a failure of `ip`, after which nothing of the
     /// pod is left.
     pub fn add_pod(&self, name: &str, node: Node) -> Result<Arc<Pod>, LabError> {
+        self.add_pod_with(name, node, &[])
+    }
+
+    /// Adds a pod with these addresses: at most one of each family, from the node's pod ranges. A family that
+    /// is not named gets the next free one.
+    ///
+    /// # Errors
+    /// Those of [`Lab::add_pod`]; an address that is taken or outside the ranges.
+    pub fn add_pod_with(&self, name: &str, node: Node, addresses: &[IpAddr]) -> Result<Arc<Pod>, LabError> {
         let _one_at_a_time = self.changing.lock();
         if self.pod(name).is_ok() {
             return Err(LabError::InvalidInput(format!("there is a pod {name:?} already")));
         }
-        self.node(node).add_pod(&self.registration, &self.id, name)
+        self.node(node).add_pod(&self.registration, &self.id, name, addresses)
     }
 
     /// Removes a pod and its interface. Its servers stop.
@@ -322,13 +264,7 @@ impl Lab {
     /// # Errors
     /// None that this lab can cause.
     pub fn node_info(&self, node: Node) -> Result<NodeInfo, InvalidObject> {
-        let node = self.node(node);
-        let mut info =
-            NodeInfo::builder(node.name()).address(node.v4().into()).cluster_cidr(CLUSTER_CIDR_V4.into());
-        if let Some(v6) = node.v6() {
-            info = info.address(v6.into()).cluster_cidr(CLUSTER_CIDR_V6.into());
-        }
-        info.build()
+        node.info(self.families())
     }
 
     /// Leaves the namespaces up when the lab is dropped, and prints to stderr how to look into them. The

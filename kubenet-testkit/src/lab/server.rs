@@ -83,11 +83,7 @@ impl Lab {
     /// The port is taken there; there is no such pod.
     pub fn serve(&self, place: impl Into<Place>, port: u16) -> Result<Server, LabError> {
         let place = place.into();
-        let name: Arc<str> = match &place {
-            Place::Pod(name) => name.as_str().into(),
-            Place::Node(node) => node.name().into(),
-            Place::Outside => "outside".into(),
-        };
+        let name: Arc<str> = place.name().into();
         let netns = self.netns(&place)?;
         let (listener, udp) = open(&netns, port, self.has_ipv6())
             .map_err(LabError::io(format!("serve port {port} in {place}")))?;

@@ -2,66 +2,26 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
 use kubenet_core::model::validate_name;
 use parking_lot::Mutex;
 
 use super::{
-    LabError, Netns, Node,
+    LabError, Netns, Node, SERVICE_CIDR_V4, SERVICE_CIDR_V6,
     cleanup::{PREFIX, Registration},
     ip, sysctl,
 };
 
-/// The pods of both nodes.
-pub const CLUSTER_CIDR_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
-/// The pods of both nodes.
-pub const CLUSTER_CIDR_V6: Ipv6Net = Ipv6Net::new_assert(v6([0xfd00, 0x244, 0, 0, 0, 0, 0, 0]), 32);
-/// Where Services have their addresses, by convention. The outside host reaches them through node-a.
-pub const SERVICE_CIDR_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
-/// Where Services have their addresses, by convention. The outside host reaches them through node-a.
-pub const SERVICE_CIDR_V6: Ipv6Net = Ipv6Net::new_assert(v6([0xfd00, 0x96, 0, 0, 0, 0, 0, 0]), 112);
-
-const OUTSIDE: u8 = 100;
 /// What pods have as default gateway: the same on every host end, and no address that a flow could come from.
 const GATEWAY_V4: &str = "169.254.1.1";
 const GATEWAY_V6: &str = "fe80::1";
-const MAX_PODS: u16 = 250;
-
-const fn v6(segments: [u16; 8]) -> Ipv6Addr {
-    let [a, b, c, d, e, f, g, h] = segments;
-    Ipv6Addr::new(a, b, c, d, e, f, g, h)
-}
-
-const fn underlay_v4(host: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 89, 0, host)
-}
-
-/// The digits are read as hexadecimal, so that `.100` is `::100`.
-fn underlay_v6(host: u8) -> Ipv6Addr {
-    let digits = u16::from(host / 100) << 8 | u16::from(host / 10 % 10) << 4 | u16::from(host % 10);
-    v6([0xfd00, 0x89, 0, 0, 0, 0, 0, digits])
-}
-
-impl Node {
-    fn number(self) -> u8 {
-        self as u8 + 1
-    }
-
-    fn pod_range_v4(self) -> Ipv4Net {
-        Ipv4Net::new_assert(Ipv4Addr::new(10, 244, self.number(), 0), 24)
-    }
-
-    fn pod_range_v6(self) -> Ipv6Net {
-        Ipv6Net::new_assert(v6([0xfd00, 0x244, self.number().into(), 0, 0, 0, 0, 0]), 64)
-    }
-}
+const MAX_PODS: u8 = 250;
 
 /// A node of the lab.
 #[derive(Debug)]
@@ -70,7 +30,7 @@ pub struct LabNode {
     netns: Netns,
     ipv6: bool,
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
-    next_pod: AtomicU16,
+    next_pod: AtomicU8,
 }
 
 /// The host outside the cluster.
@@ -109,12 +69,12 @@ impl LabNode {
 
     /// Its address.
     pub fn v4(&self) -> Ipv4Addr {
-        underlay_v4(self.node.number())
+        self.node.v4()
     }
 
     /// Its address, in a lab with IPv6.
     pub fn v6(&self) -> Option<Ipv6Addr> {
-        self.ipv6.then(|| underlay_v6(self.node.number()))
+        self.ipv6.then(|| self.node.v6())
     }
 
     /// The interface to the other node and to the outside.
@@ -141,16 +101,10 @@ impl LabNode {
         registration: &Registration,
         id: &str,
         name: &str,
+        wanted: &[IpAddr],
     ) -> Result<Arc<Pod>, LabError> {
         validate_name(name).map_err(|rule| LabError::InvalidInput(format!("pod name {name:?}: {rule}")))?;
-        let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
-        if number > MAX_PODS {
-            return Err(LabError::InvalidInput(format!("{} has had {MAX_PODS} pods already", self.name())));
-        }
-        let low = u8::try_from(number).unwrap_or(u8::MAX);
-        let [a, b, c, _] = self.node.pod_range_v4().network().octets();
-        let mut segments = self.node.pod_range_v6().network().segments();
-        segments[7] = number;
+        let (number, v4, v6) = self.assign(wanted)?;
         // An interface's name has at most 15 bytes. Pod names have no underscore, so the two forms never meet.
         let host_interface = if name.len() <= 13 { format!("kn{name}") } else { format!("kn_{number}") };
         let full_name = format!("{PREFIX}{id}-pod-{name}");
@@ -158,14 +112,7 @@ impl LabNode {
         let built = (|| {
             let netns = Netns::open(&full_name)?;
             netns.run(|| harden(false, self.ipv6))??;
-            let pod = Arc::new(Pod {
-                name: name.to_owned(),
-                node: self.node,
-                netns,
-                v4: Ipv4Addr::new(a, b, c, low),
-                v6: self.ipv6.then(|| v6(segments)),
-                host_interface,
-            });
+            let pod = Arc::new(Pod { name: name.to_owned(), node: self.node, netns, v4, v6, host_interface });
             self.wire(&pod)?;
             Ok(pod)
         })();
@@ -177,6 +124,49 @@ impl LabNode {
             Err(error) => {
                 registration.remove(&full_name);
                 Err(error)
+            }
+        }
+    }
+
+    /// A number for a new pod, and its addresses: those wanted, else by its number.
+    fn assign(&self, wanted: &[IpAddr]) -> Result<(u16, Ipv4Addr, Option<Ipv6Addr>), LabError> {
+        let pods = self.pods();
+        let taken = |address: IpAddr| {
+            pods.iter()
+                .any(|pod| IpAddr::from(pod.v4) == address || pod.v6.map(IpAddr::from) == Some(address))
+        };
+        let (range_v4, range_v6) = (self.node.pod_range_v4(), self.node.pod_range_v6());
+        for &address in wanted {
+            let inside = match address {
+                IpAddr::V4(v4) => range_v4.contains(&v4),
+                IpAddr::V6(v6) => range_v6.contains(&v6),
+            };
+            if !inside || taken(address) {
+                let rule = if inside { "is taken" } else { "is in neither of the node's pod ranges" };
+                let name = self.name();
+                return Err(LabError::InvalidInput(format!(
+                    "{name}: pod address {address} {rule} ({range_v4}, {range_v6})"
+                )));
+            }
+        }
+        let wanted_v4 = wanted.iter().find_map(|a| if let IpAddr::V4(v4) = a { Some(*v4) } else { None });
+        let wanted_v6 = wanted.iter().find_map(|a| if let IpAddr::V6(v6) = a { Some(*v6) } else { None });
+        loop {
+            let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
+            if number > MAX_PODS {
+                return Err(LabError::InvalidInput(format!(
+                    "{} has had {MAX_PODS} pods already",
+                    self.name()
+                )));
+            }
+            let [a, b, c, _] = range_v4.network().octets();
+            let mut segments = range_v6.network().segments();
+            segments[7] = number;
+            let low = u8::try_from(number).unwrap_or(u8::MAX);
+            let own_v4 = wanted_v4.unwrap_or(self.node.pod_v4(number));
+            let own_v6 = wanted_v6.unwrap_or(v6(segments));
+            if !taken(own_v4.into()) && !taken(own_v6.into()) {
+                return Ok((number, own_v4, self.ipv6.then_some(own_v6)));
             }
         }
     }
@@ -231,12 +221,12 @@ impl Outside {
 
     /// Its address.
     pub fn v4(&self) -> Ipv4Addr {
-        underlay_v4(OUTSIDE)
+        crate::place::OUTSIDE_V4
     }
 
     /// Its address, in a lab with IPv6.
     pub fn v6(&self) -> Option<Ipv6Addr> {
-        self.ipv6.then(|| underlay_v6(OUTSIDE))
+        self.ipv6.then_some(crate::place::OUTSIDE_V6)
     }
 }
 
@@ -294,7 +284,7 @@ pub(super) fn build(
             netns: Netns::open(&name(node.name()))?,
             ipv6,
             pods: Mutex::default(),
-            next_pod: AtomicU16::new(2),
+            next_pod: AtomicU8::new(2),
         })
     };
     let nodes = [node(Node::A)?, node(Node::B)?];
@@ -317,19 +307,19 @@ pub(super) fn build(
     }
     ip::batch(Some(net.name()), &lines)?;
     for node in &nodes {
-        let other = if node.node == Node::A { Node::B } else { Node::A };
+        let other = node.node.other();
         let mut lines = address_lines(node.v4(), node.v6());
         lines += &format!(
             "route add {} via {}\nroute add 0.0.0.0/0 via {}\n",
             other.pod_range_v4(),
-            underlay_v4(other.number()),
+            other.v4(),
             outside.v4()
         );
         if let Some(outside_v6) = outside.v6() {
             lines += &format!(
                 "route add {} via {}\nroute add ::/0 via {outside_v6}\n",
                 other.pod_range_v6(),
-                underlay_v6(other.number()),
+                other.v6(),
             );
         }
         ip::batch(Some(node.netns.name()), &lines)?;
@@ -355,6 +345,9 @@ fn address_lines(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> String {
 fn harden(forward: bool, ipv6: bool) -> Result<(), LabError> {
     let flag = |on: bool| if on { "1" } else { "0" };
     sysctl("ipv4/ip_forward", flag(forward))?;
+    // Many clients are refused in a moment; each is to hear of it.
+    sysctl("ipv4/icmp_ratelimit", "0")?;
+    sysctl("ipv6/icmp/ratelimit", "0")?;
     // One client makes tens of thousands of connections to one address.
     sysctl("ipv4/tcp_tw_reuse", "1")?;
     for device in ["all", "default", "lo"] {
