@@ -5,3 +5,5 @@
 #[cfg(all(feature = "lab", target_os = "linux"))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "lab", target_os = "linux"))))]
 pub mod lab;
+pub mod memory;
+pub mod place;

@@ -1,5 +1,6 @@
 //! The lab itself. Needs root.
 #![cfg(all(feature = "lab", target_os = "linux"))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
 
 use std::{
     io::{BufRead, BufReader},
@@ -205,4 +206,18 @@ fn the_next_lab_removes_what_a_killed_process_left() {
     let (id, ..) = killed_by("-KILL");
     let _next = lab(LabConfig::new()).unwrap();
     assert_eq!(namespaces(&id), Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_gets_the_addresses_that_it_wants() {
+    let Some(lab) = lab(LabConfig::new().pod("a1", Node::A)) else { return };
+    let wanted = ["10.244.1.3".parse().unwrap(), "fd00:244:1::77".parse().unwrap()];
+    let chosen = lab.add_pod_with("a2", Node::A, &wanted).unwrap();
+    assert_eq!([chosen.v4().into(), chosen.v6().map_or(wanted[1], IpAddr::V6)], wanted);
+    assert_ne!(lab.add_pod("a3", Node::A).unwrap().v4(), chosen.v4());
+    for refused in [wanted[0], "10.244.2.9".parse().unwrap()] {
+        assert!(lab.add_pod_with("a4", Node::A, &[refused]).is_err());
+    }
+    let _server = lab.serve("a2", 8080).unwrap();
+    assert_eq!(lab.http_get("a3", (wanted[0], 8080).into(), SECOND).unwrap().backend, "a2");
 }

@@ -55,8 +55,9 @@ pub use self::{
     error::{LabError, RequestError},
     netns::Netns,
     server::Server,
-    topology::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, LabNode, Outside, Pod, SERVICE_CIDR_V4, SERVICE_CIDR_V6},
+    topology::{LabNode, Outside, Pod},
 };
+pub use crate::place::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Node, Place, SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 
 /// What a [`Lab`] consists of.
 #[derive(Clone, Debug)]

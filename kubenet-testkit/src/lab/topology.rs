@@ -13,10 +13,11 @@ use kubenet_core::model::validate_name;
 use parking_lot::Mutex;
 
 use super::{
-    LabError, Netns, Node, SERVICE_CIDR_V4, SERVICE_CIDR_V6,
+    LabError, Netns,
     cleanup::{PREFIX, Registration},
     ip, sysctl,
 };
+use crate::place::{Node, OUTSIDE_V4, OUTSIDE_V6, SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 
 /// What pods have as default gateway: the same on every host end, and no address that a flow could come from.
 const GATEWAY_V4: &str = "169.254.1.1";
@@ -129,7 +130,7 @@ impl LabNode {
     }
 
     /// A number for a new pod, and its addresses: those wanted, else by its number.
-    fn assign(&self, wanted: &[IpAddr]) -> Result<(u16, Ipv4Addr, Option<Ipv6Addr>), LabError> {
+    fn assign(&self, wanted: &[IpAddr]) -> Result<(u8, Ipv4Addr, Option<Ipv6Addr>), LabError> {
         let pods = self.pods();
         let taken = |address: IpAddr| {
             pods.iter()
@@ -152,19 +153,13 @@ impl LabNode {
         let wanted_v4 = wanted.iter().find_map(|a| if let IpAddr::V4(v4) = a { Some(*v4) } else { None });
         let wanted_v6 = wanted.iter().find_map(|a| if let IpAddr::V6(v6) = a { Some(*v6) } else { None });
         loop {
-            let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
-            if number > MAX_PODS {
-                return Err(LabError::InvalidInput(format!(
-                    "{} has had {MAX_PODS} pods already",
-                    self.name()
-                )));
-            }
-            let [a, b, c, _] = range_v4.network().octets();
-            let mut segments = range_v6.network().segments();
-            segments[7] = number;
-            let low = u8::try_from(number).unwrap_or(u8::MAX);
+            let more = |n| (n < MAX_PODS).then_some(n + 1);
+            let Ok(number) = self.next_pod.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) else {
+                let name = self.name();
+                return Err(LabError::InvalidInput(format!("{name} has had {MAX_PODS} pods already")));
+            };
             let own_v4 = wanted_v4.unwrap_or(self.node.pod_v4(number));
-            let own_v6 = wanted_v6.unwrap_or(v6(segments));
+            let own_v6 = wanted_v6.unwrap_or(self.node.pod_v6(number));
             if !taken(own_v4.into()) && !taken(own_v6.into()) {
                 return Ok((number, own_v4, self.ipv6.then_some(own_v6)));
             }
@@ -221,12 +216,12 @@ impl Outside {
 
     /// Its address.
     pub fn v4(&self) -> Ipv4Addr {
-        crate::place::OUTSIDE_V4
+        OUTSIDE_V4
     }
 
     /// Its address, in a lab with IPv6.
     pub fn v6(&self) -> Option<Ipv6Addr> {
-        self.ipv6.then_some(crate::place::OUTSIDE_V6)
+        self.ipv6.then_some(OUTSIDE_V6)
     }
 }
 
