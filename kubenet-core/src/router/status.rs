@@ -39,9 +39,13 @@ pub struct RouterStatus {
 }
 
 impl RouterStatus {
-    /// Whether the kernel has everything that was declared.
+    /// Whether the kernel has everything that was declared. Not before the first update.
     pub fn is_healthy(&self) -> bool {
-        self.synced && self.last_error.is_none() && self.failed.is_empty() && self.revision == self.applied
+        self.updates > 0
+            && self.pending_since.is_none()
+            && self.last_error.is_none()
+            && self.failed.is_empty()
+            && self.revision == self.applied
     }
 }
 
