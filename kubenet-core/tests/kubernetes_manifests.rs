@@ -360,3 +360,17 @@ spec: { clusterIP: 10.0.0.1, ports: [&p {port: 80, name: a}, {<<: *p, port: 81, 
     let deep = format!("{}1{}", r#"{"a":"#.repeat(100), "}".repeat(100));
     assert!(wrong("m.json", &deep)[0].contains("nested deeper"));
 }
+
+#[test]
+fn the_examples_of_this_repository_are_valid() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/manifests");
+    if !std::path::Path::new(directory).exists() {
+        return; // the package alone
+    }
+    let manifests = Manifests::load(directory).unwrap();
+    assert_eq!(names(manifests.services.iter().map(|s| s.name())), ["demo/web", "demo/dns", "demo/empty"]);
+    let endpoints: Vec<_> = manifests.slices.iter().map(|s| s.endpoints().len()).collect();
+    assert_eq!(endpoints, [4, 4, 2]);
+    assert_eq!(manifests.notices, []);
+    assert_eq!(manifests.skipped, []);
+}

@@ -67,7 +67,12 @@ pub struct Endpoint {
 impl Endpoint {
     /// A ready endpoint.
     pub fn new(address: IpAddr) -> Self {
-        Self { address: address.to_canonical(), conditions: Conditions::default(), node_name: None, target: None }
+        Self {
+            address: address.to_canonical(),
+            conditions: Conditions::default(),
+            node_name: None,
+            target: None,
+        }
     }
 
     /// The same on a node.
@@ -239,3 +244,6 @@ impl EndpointSliceBuilder {
         Ok(EndpointSlice { name, service, family: self.family, ports: self.ports, endpoints: self.endpoints })
     }
 }
+
+#[cfg(test)]
+mod tests;

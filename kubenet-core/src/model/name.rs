@@ -97,3 +97,6 @@ fn is_label(part: &str) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

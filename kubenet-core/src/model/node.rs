@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -156,7 +156,11 @@ impl NodeInfoBuilder {
         validate_name(&node.name).map_err(|rule| bad("metadata.name".into(), node.name.clone(), &rule))?;
         for (i, address) in node.addresses.iter().enumerate() {
             let field = || format!("status.addresses[{i}]");
-            if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+            if address.is_unspecified()
+                || address.is_multicast()
+                || address.is_loopback()
+                || *address == IpAddr::V4(Ipv4Addr::BROADCAST)
+            {
                 return Err(bad(field(), address.to_string(), "must be a unicast address of the node"));
             }
             if node.addresses[..i].contains(address) {
@@ -166,3 +170,6 @@ impl NodeInfoBuilder {
         Ok(node)
     }
 }
+
+#[cfg(test)]
+mod tests;

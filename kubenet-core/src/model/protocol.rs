@@ -108,3 +108,6 @@ impl fmt::Display for IpFamily {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -292,3 +292,6 @@ impl ServiceBuilder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
