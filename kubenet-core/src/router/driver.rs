@@ -38,7 +38,8 @@ pub(super) struct Driver {
     datapath: Arc<dyn Datapath>,
     /// How the kernel gets from what it has to the cluster's table.
     pending: Pending,
-    last_update: Option<Instant>,
+    /// The end of the quiet time after the last update.
+    not_before: Instant,
     retry: Backoff,
     next_audit: Instant,
     retiring: Vec<RetiringDatapath>,
@@ -89,7 +90,7 @@ impl Driver {
             synced: false,
             datapath,
             pending: Pending::Everything,
-            last_update: None,
+            not_before: Instant::now(),
             retry: Backoff { wait: options.retry_min, at: None },
             next_audit: Instant::now() + options.audit_interval,
             retiring: Vec::new(),
@@ -177,8 +178,7 @@ impl Driver {
         if !wanted {
             return None;
         }
-        let earliest = self.last_update.map_or_else(Instant::now, |last| last + self.options.min_interval);
-        Some(self.retry.at.map_or(earliest, |retry| retry.max(earliest)))
+        Some(self.retry.at.map_or(self.not_before, |retry| retry.max(self.not_before)))
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -232,7 +232,7 @@ impl Driver {
                 result => result,
             },
         };
-        self.last_update = Some(Instant::now());
+        self.not_before = Instant::now() + self.options.min_interval;
         match result {
             Ok(report) => {
                 self.applied(&report);
@@ -325,7 +325,7 @@ impl Driver {
         let old = mem::replace(&mut self.datapath, next);
         self.pending = Pending::Everything;
         self.applied(&report);
-        self.last_update = Some(Instant::now());
+        self.not_before = Instant::now() + self.options.min_interval;
         self.status.lock().datapath = self.datapath.name();
         // The same datapath may come back before it was gone, or have never left.
         self.retiring.retain(|retiring| !Arc::ptr_eq(&retiring.datapath, &self.datapath));
