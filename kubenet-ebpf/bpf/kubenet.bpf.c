@@ -1,39 +1,220 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Every program. Each is named after its function. */
-#include <linux/bpf.h>
-#include <linux/pkt_cls.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_endian.h>
+/* Every program, each named after its function. */
+#include "common.h"
+#include "packet.h"
+#include "ipv4.h"
+#include "ipv6.h"
+#include "conntrack.h"
+#include "sockets.h"
 
-#include "types.h"
-#include "maps.h"
+#define FAMILY 4
+#include "family_tmpl.h"
+#undef FAMILY
 
-/* Set by the loader. */
-volatile const __u32 kernel_hz = 250;
-volatile const __u32 have_set_retval = 1; /* bpf_set_retval, kernel 5.18 */
+#define FAMILY 6
+#include "family_tmpl.h"
+#undef FAMILY
 
-#define TC_PROGRAM(name)                                  \
-	SEC("classifier") int name(struct __sk_buff *skb) \
-	{                                                 \
-		return TC_ACT_UNSPEC + (kernel_hz & 0) +  \
-		       (have_set_retval & 0);             \
+/* A VLAN's device will see the packet again, without the tag. */
+static __always_inline int ingress(struct __sk_buff *skb)
+{
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		return ingress4(skb);
+	case bpf_htons(ETH_P_IPV6):
+		return ingress6(skb);
 	}
-#define SOCK_PROGRAM(hook)                                                 \
-	SEC("cgroup/" #hook) int kubenet_##hook(struct bpf_sock_addr *ctx) \
-	{                                                                  \
-		return 1;                                                  \
-	}
+	return TC_ACT_UNSPEC;
+}
 
-TC_PROGRAM(kubenet_from_pod)
-TC_PROGRAM(kubenet_from_external)
-TC_PROGRAM(kubenet_to_device)
-SOCK_PROGRAM(connect4)
-SOCK_PROGRAM(connect6)
-SOCK_PROGRAM(sendmsg4)
-SOCK_PROGRAM(sendmsg6)
-SOCK_PROGRAM(recvmsg4)
-SOCK_PROGRAM(recvmsg6)
-SOCK_PROGRAM(getpeername4)
-SOCK_PROGRAM(getpeername6)
+/* At the host's end of a pod's interface: what the pod sends. */
+SEC("classifier")
+int kubenet_from_pod(struct __sk_buff *skb)
+{
+	return ingress(skb);
+}
+
+/* At a device of the node that leads outside: what comes in. */
+SEC("classifier")
+int kubenet_from_external(struct __sk_buff *skb)
+{
+	return ingress(skb);
+}
+
+/* At both kinds of device: what goes out. */
+SEC("classifier")
+int kubenet_to_device(struct __sk_buff *skb)
+{
+	if (skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		return egress4(skb);
+	case bpf_htons(ETH_P_IPV6):
+		return egress6(skb);
+	}
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline struct service_key4 sock_read4(struct bpf_sock_addr *ctx,
+						      __be32 addr)
+{
+	return (struct service_key4){
+		.addr = addr,
+		.port = ctx->user_port,
+		.proto = ctx->protocol,
+	};
+}
+
+static __always_inline struct service_key6 sock_read6(struct bpf_sock_addr *ctx)
+{
+	return (struct service_key6){
+		.addr = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2],
+			  ctx->user_ip6[3] },
+		.port = ctx->user_port,
+		.proto = ctx->protocol,
+	};
+}
+
+static __always_inline void sock_write6(struct bpf_sock_addr *ctx,
+					const struct service_key6 *key)
+{
+	ctx->user_ip6[0] = key->addr[0];
+	ctx->user_ip6[1] = key->addr[1];
+	ctx->user_ip6[2] = key->addr[2];
+	ctx->user_ip6[3] = key->addr[3];
+	ctx->user_port = key->port;
+}
+
+/* An IPv4 address in an IPv6 socket: the IPv4 tables serve it. */
+static __always_inline bool sock_is_mapped(struct bpf_sock_addr *ctx)
+{
+	return !ctx->user_ip6[0] && !ctx->user_ip6[1] &&
+	       ctx->user_ip6[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int sock_dial_ipv4(struct bpf_sock_addr *ctx,
+					  bool sticky)
+{
+	struct service_key4 key;
+	int verdict;
+
+	if (!sock_takes_new(ctx))
+		return SOCK_ALLOW;
+	key = sock_read4(ctx, ctx->user_ip4);
+	verdict = sock_dial4(ctx, &key, sticky);
+	if (verdict == SOCK_ALLOW) {
+		ctx->user_ip4 = key.addr;
+		ctx->user_port = key.port;
+	}
+	return verdict;
+}
+
+static __always_inline int sock_dial_ipv6(struct bpf_sock_addr *ctx,
+					  bool sticky)
+{
+	struct service_key6 key;
+	int verdict;
+
+	if (!sock_takes_new(ctx))
+		return SOCK_ALLOW;
+	if (sock_is_mapped(ctx)) {
+		struct service_key4 mapped = sock_read4(ctx, ctx->user_ip6[3]);
+
+		verdict = sock_dial4(ctx, &mapped, sticky);
+		if (verdict == SOCK_ALLOW) {
+			ctx->user_ip6[3] = mapped.addr;
+			ctx->user_port = mapped.port;
+		}
+		return verdict;
+	}
+	key = sock_read6(ctx);
+	verdict = sock_dial6(ctx, &key, sticky);
+	if (verdict == SOCK_ALLOW)
+		sock_write6(ctx, &key);
+	return verdict;
+}
+
+/* These never fail: the answer is there, only its name is in question. */
+static __always_inline int sock_name_ipv4(struct bpf_sock_addr *ctx)
+{
+	struct service_key4 key = sock_read4(ctx, ctx->user_ip4);
+
+	if (sock_restore4(ctx, &key)) {
+		ctx->user_ip4 = key.addr;
+		ctx->user_port = key.port;
+	}
+	return SOCK_ALLOW;
+}
+
+static __always_inline int sock_name_ipv6(struct bpf_sock_addr *ctx)
+{
+	struct service_key6 key;
+
+	if (sock_is_mapped(ctx)) {
+		struct service_key4 mapped = sock_read4(ctx, ctx->user_ip6[3]);
+
+		if (sock_restore4(ctx, &mapped)) {
+			ctx->user_ip6[3] = mapped.addr;
+			ctx->user_port = mapped.port;
+		}
+		return SOCK_ALLOW;
+	}
+	key = sock_read6(ctx);
+	if (sock_restore6(ctx, &key))
+		sock_write6(ctx, &key);
+	return SOCK_ALLOW;
+}
+
+/* A connected socket keeps its backend; one that is not is kept on it. */
+SEC("cgroup/connect4")
+int kubenet_connect4(struct bpf_sock_addr *ctx)
+{
+	return sock_dial_ipv4(ctx, false);
+}
+
+SEC("cgroup/connect6")
+int kubenet_connect6(struct bpf_sock_addr *ctx)
+{
+	return sock_dial_ipv6(ctx, false);
+}
+
+SEC("cgroup/sendmsg4")
+int kubenet_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return sock_dial_ipv4(ctx, true);
+}
+
+SEC("cgroup/sendmsg6")
+int kubenet_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return sock_dial_ipv6(ctx, true);
+}
+
+SEC("cgroup/recvmsg4")
+int kubenet_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return sock_name_ipv4(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int kubenet_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return sock_name_ipv6(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int kubenet_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return sock_name_ipv4(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int kubenet_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return sock_name_ipv6(ctx);
+}
 
 char _license[] SEC("license") = "Dual BSD/GPL";

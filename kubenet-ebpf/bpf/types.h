@@ -11,6 +11,9 @@
 
 #include <linux/types.h>
 
+/* Laid out as tables. */
+/* clang-format off */
+
 /* Bumped whenever a map's key, value or meaning changes. */
 #define KUBENET_LAYOUT 1
 

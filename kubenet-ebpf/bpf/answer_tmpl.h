@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Answers that the node gives itself: a TCP reset, or an ICMP error that quotes
+ * the packet. Each is made out of the packet and sent back where it came from,
+ * in the name of the address that was dialled.
+ *
+ * A packet from a virtual device may carry a checksum that somebody is to
+ * complete later, from the transport header to the end, and a program can
+ * neither see nor change that. So the answer's transport header stands where
+ * the packet's stood, and both cases come out right (see each function).
+ */
+
+static __always_inline int F(send_reset)(struct __sk_buff *skb,
+					 const struct packet *pkt,
+					 const struct F(tuple) *tuple)
+{
+	__be32 rest[2] = { bpf_htonl(sizeof(struct tcphdr)),
+			   bpf_htonl(IPPROTO_TCP) };
+	struct tcphdr tcp, rst = {
+		.source = tuple->dport,
+		.dest = tuple->sport,
+		.doff = sizeof(rst) / 4,
+		.rst = 1,
+	};
+	__u32 sum, csum_off = l4_csum_off(pkt);
+	__sum16 check;
+
+	if (pkt->extended ||
+	    bpf_skb_load_bytes(skb, pkt->l4_off, &tcp, sizeof(tcp)))
+		return drop(METRIC_DROP_MALFORMED);
+	if (tcp.ack) {
+		rst.seq = tcp.ack_seq;
+	} else {
+		rst.ack = 1;
+		rst.ack_seq = bpf_htonl(bpf_ntohl(tcp.seq) + tcp.syn + tcp.fin +
+					pkt->l4_len - tcp.doff * 4);
+	}
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&rst, sizeof(rst), 0);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&tuple->saddr,
+			    2 * sizeof(tuple->saddr), sum);
+	sum = bpf_csum_diff(NULL, 0, rest, sizeof(rest), sum);
+
+	/*
+	 * A checksum to be completed has only the addresses (the same, turned
+	 * round) and the length: correct that. Then set any other to the sum
+	 * that is wanted; the kernel leaves out the first kind.
+	 */
+	rst.check = tcp.check;
+	if (bpf_skb_change_tail(skb, pkt->l4_off + sizeof(rst), 0) ||
+	    F(answer_l3_)(skb, pkt, tuple, IPPROTO_TCP, sizeof(rst)) ||
+	    bpf_skb_store_bytes(skb, pkt->l4_off, &rst, sizeof(rst), 0) ||
+	    bpf_l4_csum_replace(skb, csum_off, bpf_htons(pkt->l4_len),
+				bpf_htons(sizeof(rst)), BPF_F_PSEUDO_HDR | 2) ||
+	    bpf_skb_load_bytes(skb, csum_off, &check, sizeof(check)) ||
+	    bpf_l4_csum_replace(skb, csum_off, 0, csum_add(sum, check), 0))
+		return drop(METRIC_DROP_MALFORMED);
+	return send_back(skb);
+}
+
+/*
+ * A UDP checksum to be completed would be written over the last two bytes of
+ * `info`, where it comes to 0xffff: nothing, in a one's complement sum.
+ */
+static __always_inline int F(send_icmp)(struct __sk_buff *skb,
+					const struct packet *pkt,
+					const struct F(tuple) *tuple, __u8 type,
+					__u8 code, __u32 info)
+{
+	struct {
+		__u8 type;
+		__u8 code;
+		__sum16 check;
+		__be32 info;
+	} icmp = { .type = type, .code = code, .info = bpf_htonl(info) };
+	__u32 len = pkt->l4_off - L3_OFF + 8;
+	__u8 quote[F(QUOTE_MAX)] = {};
+	__u32 sum;
+
+	if (pkt->extended || len < 8 || len > sizeof(quote) ||
+	    bpf_skb_load_bytes(skb, L3_OFF, quote, len))
+		return drop(METRIC_DROP_MALFORMED);
+	sum = F(icmp_pseudo)(tuple, sizeof(icmp) + len);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), sum);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), sum);
+	icmp.check = csum_fold(sum);
+
+	if (bpf_skb_change_tail(skb, pkt->l4_off + sizeof(icmp) + len, 0) ||
+	    F(answer_l3_)(skb, pkt, tuple, F(ICMP_PROTO), sizeof(icmp) + len) ||
+	    bpf_skb_store_bytes(skb, pkt->l4_off, &icmp, sizeof(icmp), 0) ||
+	    bpf_skb_store_bytes(skb, pkt->l4_off + sizeof(icmp), quote, len, 0))
+		return drop(METRIC_DROP_MALFORMED);
+	return send_back(skb);
+}
+
+/* Nobody serves this: the client must fail at once. */
+static __noinline int F(reject)(struct __sk_buff *skb, const struct packet *pkt,
+				const struct F(tuple) *tuple)
+{
+	count(METRIC_REJECTED);
+	if (is_tcp(pkt))
+		return F(send_reset)(skb, pkt, tuple);
+	return F(send_icmp)(skb, pkt, tuple, F(ICMP_PORT_UNREACHABLE), 0);
+}
+
+static __noinline int F(too_big)(struct __sk_buff *skb,
+				 const struct packet *pkt,
+				 const struct F(tuple) *tuple)
+{
+	return F(send_icmp)(skb, pkt, tuple, F(ICMP_TOO_BIG), pkt->mtu);
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What every other header stands on: constants of the loader, time, counters. */
+#ifndef KUBENET_COMMON_H
+#define KUBENET_COMMON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/icmpv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#include "types.h"
+#include "maps.h"
+
+/* Set by the loader before load; the verifier removes what they switch off. */
+volatile const __u32 kernel_hz = 250;
+/* bpf_set_retval() in the socket hooks: kernel 5.18. */
+volatile const __u32 have_set_retval = 1;
+/* BPF_FIB_LOOKUP_SKIP_NEIGH, which spares a lookup, or 0: kernel 6.3. */
+volatile const __u32 fib_flags = 0;
+
+/* Missing from the C library's headers, which cannot be mixed with linux/. */
+#define AF_INET 2
+#define AF_INET6 10
+
+/* Seconds that only count on; far cheaper than reading the clock. */
+static __always_inline __u32 now_seconds(void)
+{
+	return bpf_jiffies64() / kernel_hz;
+}
+
+static __always_inline void count(__u32 metric)
+{
+	__u64 *counter = bpf_map_lookup_elem(&metrics, &metric);
+
+	if (counter)
+		++*counter;
+}
+
+static __always_inline int drop(__u32 metric)
+{
+	count(metric);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline const struct config *get_config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+/*
+ * Addresses are one word (IPv4) or four (IPv6). These treat both alike, so
+ * that the templates are written once.
+ */
+#define copy(to, from)                                                      \
+	({                                                                  \
+		_Static_assert(sizeof(to) == sizeof(from), "sizes differ"); \
+		__builtin_memcpy(&(to), &(from), sizeof(to));               \
+	})
+
+#define same(a, b)                                                      \
+	({                                                              \
+		_Static_assert(sizeof(a) == sizeof(b), "sizes differ"); \
+		same_words(&(a), &(b), sizeof(a) / sizeof(__u32));      \
+	})
+
+static __always_inline bool same_words(const void *a, const void *b,
+				       __u32 words)
+{
+	const __u32 *x = a, *y = b;
+	__u32 difference = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < words; i++)
+		difference |= x[i] ^ y[i];
+	return !difference;
+}
+
+#define is_zero(a) is_zero_words(&(a), sizeof(a) / sizeof(__u32))
+
+static __always_inline bool is_zero_words(const void *a, __u32 words)
+{
+	const __u32 *x = a;
+	__u32 any = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < words; i++)
+		any |= x[i];
+	return !any;
+}
+
+/* One's complement sums, as in the kernel. */
+static __always_inline __u32 csum_add(__u32 sum, __u32 more)
+{
+	sum += more;
+	return sum + (sum < more);
+}
+
+static __always_inline __u16 csum_fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+#endif

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* How long flows are believed, whatever their family. */
+#ifndef KUBENET_CONNTRACK_H
+#define KUBENET_CONNTRACK_H
+
+#include "packet.h"
+
+/* A UDP flow ends when both sides were silent for so long. */
+#define UDP_IDLE 120
+/* A TCP flow that is silent for so long may lose its ports to a new one. */
+#define TCP_IDLE 3600
+/* A SYN-ACK answers a SYN that is not older than this. */
+#define SYN_ANSWER 75
+/* A closed TCP flow's masquerading port is not taken again before... */
+#define TIME_WAIT 60
+/* ...unless ports run out, when this UDP silence will do, too. */
+#define UDP_HURRY 30
+
+static __always_inline bool older(__u32 last_seen, __u32 now, __u32 seconds)
+{
+	return now - last_seen >= seconds;
+}
+
+/* What to do with a packet whose tuple is known. */
+enum flow {
+	FLOW_KNOWN,
+	FLOW_NEW, /* the entry was of an earlier flow and is gone */
+	FLOW_NOT_OURS, /* so it was, and this is no flow to a Service */
+};
+
+#endif

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every flow has a pair of entries:
+ *
+ *	client -> frontend	becomes	client or node -> backend
+ *	backend -> client or node	becomes	frontend -> client	(CT_REPLY)
+ *
+ * so that the key of one is what the other's packets become, turned round.
+ */
+
+static __always_inline void F(reverse)(struct F(tuple) *to,
+				       const struct F(tuple) *from)
+{
+	copy(to->saddr, from->daddr);
+	copy(to->daddr, from->saddr);
+	to->sport = from->dport;
+	to->dport = from->sport;
+	to->proto = from->proto;
+}
+
+/* What a packet of this entry becomes. */
+static __always_inline void F(ct_target)(struct F(tuple) *to,
+					 const struct F(conntrack) *ct,
+					 __u8 proto)
+{
+	copy(to->saddr, ct->saddr);
+	copy(to->daddr, ct->daddr);
+	to->sport = ct->sport;
+	to->dport = ct->dport;
+	to->proto = proto;
+}
+
+static __always_inline void F(ct_set_target)(struct F(conntrack) *ct,
+					     const struct F(tuple) *to)
+{
+	copy(ct->saddr, to->saddr);
+	copy(ct->daddr, to->daddr);
+	ct->sport = to->sport;
+	ct->dport = to->dport;
+}
+
+/* The same for the other direction: what came in, turned round. */
+static __always_inline void F(ct_set_reply)(struct F(conntrack) *ct,
+					    const struct F(tuple) *from)
+{
+	copy(ct->saddr, from->daddr);
+	copy(ct->daddr, from->saddr);
+	ct->sport = from->dport;
+	ct->dport = from->sport;
+}
+
+/* The key of the other direction. */
+static __always_inline void F(ct_peer_key)(struct F(tuple) *key,
+					   const struct F(conntrack) *ct,
+					   __u8 proto)
+{
+	copy(key->saddr, ct->daddr);
+	copy(key->daddr, ct->saddr);
+	key->sport = ct->dport;
+	key->dport = ct->sport;
+	key->proto = proto;
+}
+
+static __always_inline struct F(conntrack) *F(ct_peer)(
+	const struct F(conntrack) *ct, __u8 proto)
+{
+	struct F(tuple) key = {};
+
+	F(ct_peer_key)(&key, ct, proto);
+	return bpf_map_lookup_elem(&F(conntrack), &key);
+}
+
+static __always_inline void F(ct_forget)(const struct F(tuple) *key,
+					 const struct F(conntrack) *ct)
+{
+	struct F(tuple) peer = {};
+
+	F(ct_peer_key)(&peer, ct, key->proto);
+	bpf_map_delete_elem(&F(conntrack), &peer);
+	bpf_map_delete_elem(&F(conntrack), key);
+}
+
+/* A reset, or FIN from both sides. */
+static __always_inline bool F(ct_closed)(const struct F(conntrack) *ct,
+					 const struct F(conntrack) *peer)
+{
+	__u32 either = ct->flags, both = 0;
+
+	if (peer) {
+		either |= peer->flags;
+		both = ct->flags & peer->flags;
+	}
+	return (either & CT_RST) || (both & CT_FIN);
+}
+
+/* Neither side was heard for so long. */
+static __always_inline bool F(ct_idle)(const struct F(conntrack) *ct,
+				       const struct F(conntrack) *peer,
+				       __u32 now, __u32 seconds)
+{
+	return older(ct->last_seen, now, seconds) &&
+	       (!peer || older(peer->last_seen, now, seconds));
+}
+
+/*
+ * Whether a packet from a backend answers a flow that is still there. Without
+ * this, a client that dials the backend itself from a port that it used for
+ * the Service before would have its answers translated.
+ */
+static __always_inline enum flow F(ct_check_reply)(
+	const struct packet *pkt, const struct F(tuple) *tuple,
+	const struct F(conntrack) *ct, __u32 now)
+{
+	const struct F(conntrack) *peer;
+
+	if (is_tcp(pkt)) {
+		if (!is_syn_ack(pkt))
+			return FLOW_KNOWN;
+		peer = F(ct_peer)(ct, pkt->proto);
+		if (peer && !older(peer->last_seen, now, SYN_ANSWER) &&
+		    !F(ct_closed)(ct, peer))
+			return FLOW_KNOWN;
+	} else {
+		if (!older(ct->last_seen, now, UDP_IDLE))
+			return FLOW_KNOWN;
+		peer = F(ct_peer)(ct, pkt->proto);
+		if (!F(ct_idle)(ct, peer, now, UDP_IDLE))
+			return FLOW_KNOWN;
+	}
+	F(ct_forget)(tuple, ct);
+	return FLOW_NOT_OURS;
+}
+
+/*
+ * Whether a packet from a client may stay with its backend. Established TCP
+ * does so until it ends; a new connection or a datagram only while the
+ * frontend is the same Service's and the backend is in use.
+ */
+static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
+					   const struct F(tuple) *tuple,
+					   const struct F(conntrack) *ct,
+					   __u32 now)
+{
+	const struct F(backend) *backend;
+	const struct service *service;
+	const struct config *cfg;
+
+	if (is_tcp(pkt) && !is_syn(pkt))
+		return true;
+	service = F(service_of)(tuple);
+	if (!service || service->id != ct->service)
+		return false;
+	backend = F(live_backend)(ct->backend, ct->generation);
+	if (!backend)
+		return false;
+	if (is_tcp(pkt)) {
+		if (backend->flags & BACKEND_TERMINATING)
+			return false;
+		cfg = get_config();
+		if (cfg && cfg->flags & CONFIG_DRAINING)
+			return false;
+		return !F(ct_closed)(ct, F(ct_peer)(ct, pkt->proto));
+	}
+	return !older(ct->last_seen, now, UDP_IDLE) ||
+	       !F(ct_idle)(ct, F(ct_peer)(ct, pkt->proto), now, UDP_IDLE);
+}
+
+static __always_inline enum flow F(ct_check)(const struct packet *pkt,
+					     const struct F(tuple) *tuple,
+					     const struct F(conntrack) *ct,
+					     __u32 now)
+{
+	if (ct->flags & CT_REPLY)
+		return F(ct_check_reply)(pkt, tuple, ct, now);
+	if (F(ct_may_stay)(pkt, tuple, ct, now))
+		return FLOW_KNOWN;
+	F(ct_forget)(tuple, ct);
+	return FLOW_NEW;
+}
+
+/* Writes the other direction again if the LRU has dropped it. */
+static __noinline void F(ct_heal)(const struct F(tuple) *tuple,
+				  const struct F(conntrack) *ct)
+{
+	struct F(tuple) key = {};
+	struct F(conntrack) peer = {
+		.service = ct->service,
+		.backend = ct->backend,
+		.generation = ct->generation,
+		.last_seen = ct->last_seen,
+		.flags = (ct->flags ^ CT_REPLY) & ~CT_FIN,
+	};
+
+	F(ct_peer_key)(&key, ct, tuple->proto);
+	if (bpf_map_lookup_elem(&F(conntrack), &key))
+		return;
+	F(ct_set_reply)(&peer, tuple);
+	bpf_map_update_elem(&F(conntrack), &key, &peer, BPF_NOEXIST);
+}
+
+/* Notes what the packet says about its flow; writes only what is new. */
+static __always_inline void F(ct_touch)(const struct packet *pkt,
+					const struct F(tuple) *tuple,
+					struct F(conntrack) *ct, __u32 now)
+{
+	__u32 flags = 0;
+
+	if (pkt->tcp_flags & TCP_FIN)
+		flags |= CT_FIN;
+	if (pkt->tcp_flags & TCP_RST)
+		flags |= CT_RST;
+	if ((ct->flags & (CT_REPLY | CT_SEEN_REPLY)) == CT_REPLY) {
+		struct F(conntrack) *peer = F(ct_peer)(ct, pkt->proto);
+
+		if (peer)
+			peer->flags |= CT_SEEN_REPLY;
+		flags |= CT_SEEN_REPLY;
+	}
+	if (flags & ~ct->flags)
+		ct->flags |= flags;
+	if (ct->last_seen != now) {
+		ct->last_seen = now;
+		F(ct_heal)(tuple, ct);
+	}
+}
+
+/* Whether both are entries of one flow, from one backend. */
+static __always_inline bool F(ct_same_target)(const struct F(conntrack) *a,
+					      const struct F(conntrack) *b)
+{
+	return same_words(
+		a, b, offsetof(struct F(conntrack), service) / sizeof(__u32));
+}
+
+/*
+ * Whether another flow gives up its reply entry at `key`: it was closed at
+ * least `closed` seconds ago, or is UDP and was silent for `udp_idle` seconds.
+ */
+static __always_inline bool F(ct_gives_way)(const struct F(tuple) *key,
+					    const struct F(conntrack) *owner,
+					    __u32 now, __u32 closed,
+					    __u32 udp_idle)
+{
+	__u32 idle = key->proto == IPPROTO_TCP ? TCP_IDLE : udp_idle;
+	const struct F(conntrack) *peer;
+	struct F(tuple) peer_key = {};
+
+	F(ct_peer_key)(&peer_key, owner, key->proto);
+	peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
+	if (F(ct_closed)(owner, peer))
+		idle = closed;
+	if (!F(ct_idle)(owner, peer, now, idle))
+		return false;
+	bpf_map_delete_elem(&F(conntrack), &peer_key);
+	return true;
+}
+
+/*
+ * Writes both entries of a new flow, or none. -EEXIST: another flow has the
+ * reply's tuple, see ct_gives_way().
+ */
+static __noinline long F(ct_create)(const struct F(tuple) *tuple,
+				    const struct F(tuple) *target,
+				    struct F(conntrack) *flow, __u32 closed,
+				    __u32 udp_idle)
+{
+	const struct F(conntrack) *owner;
+	struct F(tuple) key = {};
+	long err;
+
+	F(reverse)(&key, target);
+	F(ct_set_reply)(flow, tuple);
+	flow->flags |= CT_REPLY;
+	err = bpf_map_update_elem(&F(conntrack), &key, flow, BPF_NOEXIST);
+	if (err == -EEXIST) {
+		owner = bpf_map_lookup_elem(&F(conntrack), &key);
+		if (owner && !F(ct_same_target)(owner, flow) &&
+		    !F(ct_gives_way)(&key, owner, flow->last_seen, closed,
+				     udp_idle))
+			return -EEXIST;
+		err = bpf_map_update_elem(&F(conntrack), &key, flow, BPF_ANY);
+	}
+	if (err)
+		return err;
+
+	F(ct_set_target)(flow, target);
+	flow->flags &= ~CT_REPLY;
+	err = bpf_map_update_elem(&F(conntrack), tuple, flow, BPF_ANY);
+	if (err)
+		bpf_map_delete_elem(&F(conntrack), &key);
+	return err;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Packets that the stack sends out: answers of a backend that is a process of
+ * this node, or of a pod whose own interface has no program. They are on their
+ * way, so that only the names change, and programs behind this one see them.
+ */
+static __always_inline int F(egress)(struct __sk_buff *skb)
+{
+	struct F(tuple) tuple = {}, target = {};
+	struct F(conntrack) *ct;
+	struct packet pkt = {};
+	__u32 now;
+
+	if (!F(parse)(skb, &pkt, &tuple))
+		return TC_ACT_UNSPEC;
+	ct = bpf_map_lookup_elem(&F(conntrack), &tuple);
+	if (!ct || !(ct->flags & CT_REPLY))
+		return TC_ACT_UNSPEC;
+	if (pkt.fragment)
+		return drop(METRIC_DROP_FRAGMENT);
+	now = now_seconds();
+	if (F(ct_check_reply)(&pkt, &tuple, ct, now) != FLOW_KNOWN)
+		return TC_ACT_UNSPEC;
+
+	F(ct_target)(&target, ct, tuple.proto);
+	F(ct_touch)(&pkt, &tuple, ct, now);
+	count(METRIC_FORWARDED);
+	if (F(rewrite)(skb, &pkt, &tuple, &target, pkt.ttl))
+		return drop(METRIC_DROP_MALFORMED);
+	return TC_ACT_UNSPEC;
+}

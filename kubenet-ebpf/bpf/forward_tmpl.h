@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The way of a translated packet: another device, or this node's stack. */
+
+/* A packet of the largest size that this one will be cut to. */
+static __always_inline __u32 F(packet_size)(const struct __sk_buff *skb,
+					    const struct packet *pkt)
+{
+	__u32 header_len = pkt->l4_off - L3_OFF;
+
+	if (skb->gso_size)
+		return header_len + pkt->l4_header_len + skb->gso_size;
+	return header_len + pkt->l4_len;
+}
+
+/*
+ * Rewrites the packet from `from` to `to` and sends it on its way. The route
+ * is looked up first, so that a packet that is TOO_BIG can be answered as its
+ * sender knows it.
+ */
+static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
+				 const struct F(tuple) *from,
+				 const struct F(tuple) *to)
+{
+	struct bpf_fib_lookup fib = {
+		.l4_protocol = to->proto,
+		.sport = to->sport,
+		.dport = to->dport,
+		.tot_len = F(packet_size)(skb, pkt),
+		.ifindex = skb->ifindex,
+	};
+	struct bpf_redir_neigh hop = {};
+
+	F(fib_fill)(&fib, pkt, to);
+	switch (bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		if (pkt->ttl <= 1)
+			return drop(METRIC_DROP_ROUTE);
+		if (F(rewrite)(skb, pkt, from, to, pkt->ttl - 1))
+			return drop(METRIC_DROP_MALFORMED);
+		/* The gateway may be of the other family. */
+		hop.nh_family = fib.family;
+		copy(hop.ipv6_nh, fib.ipv6_dst);
+		return bpf_redirect_neigh(fib.ifindex, &hop, sizeof(hop), 0);
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		if (!pkt->may_fragment) {
+			pkt->mtu = fib.mtu_result;
+			/* Kernels before 5.12 do not tell it. */
+			if (pkt->mtu >= F(packet_size)(skb, pkt))
+				pkt->mtu = 1280;
+			return TOO_BIG;
+		}
+		break;
+	case BPF_FIB_LKUP_RET_NOT_FWDED:
+	case BPF_FIB_LKUP_RET_FWD_DISABLED:
+	case BPF_FIB_LKUP_RET_UNSUPP_LWT:
+		break;
+	default:
+		return drop(METRIC_DROP_ROUTE);
+	}
+	/* What comes in with this node's own address, the stack drops. */
+	if (bpf_map_lookup_elem(&F(node_addrs), &to->saddr))
+		return drop(METRIC_DROP_ROUTE);
+	if (F(rewrite)(skb, pkt, from, to, pkt->ttl))
+		return drop(METRIC_DROP_MALFORMED);
+	return TC_ACT_OK;
+}

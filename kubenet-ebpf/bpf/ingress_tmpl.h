@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Packets that come in, from a pod or from outside. Whatever is not ours goes
+ * on to the next program and the stack: also TCP that is established, but not
+ * known here, because another datapath may own it.
+ */
+
+/* No flow is known: TRANSLATE if there is one now. */
+static __always_inline int F(take_flow)(const struct packet *pkt,
+					const struct F(tuple) *tuple,
+					struct F(tuple) *target)
+{
+	const struct service *service = F(service_of)(tuple);
+	const struct config *cfg = get_config();
+
+	if (!service)
+		return TC_ACT_UNSPEC;
+	if (pkt->fragment)
+		return drop(METRIC_DROP_FRAGMENT);
+	if (is_tcp(pkt) && !is_syn(pkt))
+		return TC_ACT_UNSPEC;
+	if (!cfg || cfg->flags & CONFIG_DRAINING)
+		return TC_ACT_UNSPEC;
+	return F(new_flow)(tuple, service, target);
+}
+
+static __always_inline int F(ingress)(struct __sk_buff *skb)
+{
+	struct F(tuple) tuple = {}, target = {};
+	enum flow known = FLOW_NEW;
+	struct F(conntrack) *ct;
+	struct packet pkt = {};
+	int verdict = TRANSLATE;
+	__u32 now;
+
+	if (!F(parse)(skb, &pkt, &tuple))
+		return TC_ACT_UNSPEC;
+	ct = bpf_map_lookup_elem(&F(conntrack), &tuple);
+	if (ct) {
+		/* The others have no ports: they cannot be followed yet. */
+		if (pkt.fragment)
+			return drop(METRIC_DROP_FRAGMENT);
+		now = now_seconds();
+		known = F(ct_check)(&pkt, &tuple, ct, now);
+		if (known == FLOW_NOT_OURS)
+			return TC_ACT_UNSPEC;
+		if (known == FLOW_KNOWN) {
+			F(ct_target)(&target, ct, tuple.proto);
+			F(ct_touch)(&pkt, &tuple, ct, now);
+			count(METRIC_FORWARDED);
+		}
+	}
+	if (known == FLOW_NEW)
+		verdict = F(take_flow)(&pkt, &tuple, &target);
+	if (verdict == TRANSLATE)
+		verdict = F(forward)(skb, &pkt, &tuple, &target);
+	if (verdict == TOO_BIG)
+		verdict = F(too_big)(skb, &pkt, &tuple);
+	if (verdict == REJECT)
+		verdict = F(reject)(skb, &pkt, &tuple);
+	return verdict;
+}

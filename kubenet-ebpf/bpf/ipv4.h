@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What only IPv4 does. ipv6.h has the same functions. */
+#ifndef KUBENET_IPV4_H
+#define KUBENET_IPV4_H
+
+#include "packet.h"
+
+#define IP_DF 0x4000
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+
+/* linux/icmp.h needs headers of the C library. */
+#define ICMP_DEST_UNREACH 3
+#define ICMP_PORT_UNREACH 3
+#define ICMP_FRAG_NEEDED 4
+
+/* The longest header with options, and the 8 bytes that ICMP quotes. */
+#define QUOTE_MAX4 68
+
+#define ICMP_PROTO4 IPPROTO_ICMP
+#define ICMP_PORT_UNREACHABLE4 ICMP_DEST_UNREACH, ICMP_PORT_UNREACH
+#define ICMP_TOO_BIG4 ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED
+
+static __always_inline bool parse4(struct __sk_buff *skb, struct packet *pkt,
+				   struct tuple4 *tuple)
+{
+	struct iphdr *ip = header(skb, L3_OFF, sizeof(*ip));
+	__u32 len, header_len;
+
+	if (!ip || ip->version != 4 || ip->ihl < 5)
+		return false;
+	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+		return false;
+	/* Later fragments have no ports: they are the stack's. */
+	if (ip->frag_off & bpf_htons(IP_OFFSET))
+		return false;
+
+	header_len = ip->ihl * 4;
+	len = bpf_ntohs(ip->tot_len);
+	/* 0: more than 64 KiB, to be segmented later. */
+	if (!len && skb->gso_segs)
+		len = skb->len - L3_OFF;
+	if (len < header_len || len > skb->len - L3_OFF)
+		return false;
+
+	tuple->saddr = ip->saddr;
+	tuple->daddr = ip->daddr;
+	tuple->proto = ip->protocol;
+	pkt->proto = ip->protocol;
+	pkt->ttl = ip->ttl;
+	pkt->tos = ip->tos;
+	pkt->fragment = ip->frag_off & bpf_htons(IP_MF);
+	pkt->may_fragment = !(ip->frag_off & bpf_htons(IP_DF));
+	pkt->l4_off = L3_OFF + header_len;
+	pkt->l4_len = len - header_len;
+	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport);
+}
+
+/*
+ * Writes the addresses of `to` over those of `from`, and `ttl`. The header's
+ * own checksum makes up for every change, so that a sum over the frame that
+ * the device has made stays right.
+ */
+static __always_inline long store_l3_4(struct __sk_buff *skb,
+				       const struct packet *pkt,
+				       const struct tuple4 *to, __u32 diff,
+				       __u8 ttl)
+{
+	long err;
+
+	if (ttl != pkt->ttl) {
+		__be32 old = bpf_htons(pkt->ttl << 8);
+		__be32 new = bpf_htons(ttl << 8);
+
+		diff = bpf_csum_diff(&old, sizeof(old), &new, sizeof(new),
+				     diff);
+		err = bpf_skb_store_bytes(
+			skb, L3_OFF + offsetof(struct iphdr, ttl), &ttl, 1, 0);
+		if (err)
+			return err;
+	}
+	err = bpf_l3_csum_replace(skb, L3_OFF + offsetof(struct iphdr, check),
+				  0, diff, 0);
+	if (err)
+		return err;
+	return bpf_skb_store_bytes(skb, L3_OFF + offsetof(struct iphdr, saddr),
+				   &to->saddr, 2 * sizeof(to->saddr), 0);
+}
+
+static __always_inline void fib_fill4(struct bpf_fib_lookup *fib,
+				      const struct packet *pkt,
+				      const struct tuple4 *to)
+{
+	fib->family = AF_INET;
+	fib->tos = pkt->tos;
+	fib->ipv4_src = to->saddr;
+	fib->ipv4_dst = to->daddr;
+}
+
+/*
+ * Turns the header into that of an answer with `len` bytes after it. It keeps
+ * its length, because a checksum that is yet to be completed is at an offset
+ * that cannot be changed: options become zeros, which end the list.
+ */
+static __always_inline long answer_l3_4(struct __sk_buff *skb,
+					const struct packet *pkt,
+					const struct tuple4 *tuple, __u8 proto,
+					__u32 len)
+{
+	__u32 options = pkt->l4_off - L3_OFF - sizeof(struct iphdr);
+	__u8 zeros[40] = {};
+	struct iphdr ip = {
+		.version = 4,
+		.ihl = (pkt->l4_off - L3_OFF) / 4,
+		.tot_len = bpf_htons(pkt->l4_off - L3_OFF + len),
+		.frag_off = bpf_htons(IP_DF),
+		.ttl = 64,
+		.protocol = proto,
+		.saddr = tuple->daddr,
+		.daddr = tuple->saddr,
+	};
+
+	ip.check =
+		csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
+	if (options) {
+		if (options > sizeof(zeros) ||
+		    bpf_skb_store_bytes(skb, L3_OFF + sizeof(ip), zeros,
+					options, 0))
+			return -1;
+	}
+	return bpf_skb_store_bytes(skb, L3_OFF, &ip, sizeof(ip), 0);
+}
+
+/* The part of the answer's checksum that ICMP has none of. */
+static __always_inline __u32 icmp_pseudo4(const struct tuple4 *tuple, __u32 len)
+{
+	return 0;
+}
+
+#endif

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The first packet of a flow: picks a backend and remembers it. */
+
+#define SNAT_TRIES 16
+
+/*
+ * Where a flow comes from, as the flag that says whether such flows are
+ * masqueraded. NodeRouting::origin() of kubenet-core is the same rule.
+ */
+static __always_inline __u32 F(origin)(const struct F(tuple) *tuple)
+{
+	struct F(lpm) pod = { .prefix_len = 8 * sizeof(pod.addr) };
+
+	if (bpf_map_lookup_elem(&F(node_addrs), &tuple->saddr))
+		return SVC_MASQ_NODE;
+	copy(pod.addr, tuple->saddr);
+	if (bpf_map_lookup_elem(&F(pod_cidrs), &pod))
+		return SVC_MASQ_PODS;
+	return SVC_MASQ_OUTSIDE;
+}
+
+/* Makes the flow come from this node, with a random port that is free. */
+static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
+					  struct F(tuple) *target,
+					  struct F(conntrack) *flow)
+{
+	const struct config *cfg = get_config();
+	__u32 ports;
+
+	if (!cfg || is_zero(cfg->F(snat)) ||
+	    cfg->snat_port_max < cfg->snat_port_min)
+		return -EEXIST;
+	ports = cfg->snat_port_max - cfg->snat_port_min + 1;
+	copy(target->saddr, cfg->F(snat));
+	flow->flags |= CT_SNAT;
+	for (int i = 0; i < SNAT_TRIES; i++) {
+		bool hurry = i >= SNAT_TRIES / 2;
+		__u32 port = cfg->snat_port_min + bpf_get_prandom_u32() % ports;
+		long err;
+
+		target->sport = bpf_htons(port);
+		err = F(ct_create)(tuple, target, flow, hurry ? 0 : TIME_WAIT,
+				   hurry ? UDP_HURRY : UDP_IDLE);
+		if (err != -EEXIST)
+			return err;
+	}
+	return -EEXIST;
+}
+
+/*
+ * Fills `target`. The client's own port is kept if it can be: when another
+ * flow has it already on the way to the same backend, another backend may do,
+ * else masquerading tells the two apart.
+ */
+static __always_inline long F(assign)(const struct F(tuple) *tuple,
+				      struct F(tuple) *target,
+				      struct F(conntrack) *flow, __u32 base,
+				      __u32 slot_count, bool masquerade)
+{
+	bool found = false;
+	long err;
+
+	for (int i = 0; i < 2; i++) {
+		const struct F(backend) *backend;
+
+		backend = F(pick_backend)(base, slot_count, &flow->backend);
+		if (!backend)
+			continue;
+		found = true;
+		flow->generation = backend->generation;
+		F(reverse)(target, tuple);
+		copy(target->saddr, tuple->saddr);
+		copy(target->daddr, backend->addr);
+		target->sport = tuple->sport;
+		target->dport = backend->port;
+		/* A backend that reaches itself would answer itself. */
+		if (same(backend->addr, tuple->saddr) ||
+		    (masquerade && !(backend->flags & BACKEND_LOCAL)))
+			break;
+		err = F(ct_create)(tuple, target, flow, 0, UDP_IDLE);
+		if (err != -EEXIST)
+			return err;
+	}
+	if (!found)
+		return -EHOSTUNREACH;
+	return F(masquerade)(tuple, target, flow);
+}
+
+/* TRANSLATE: the flow is known from now on, and `target` filled; or REJECT. */
+static __noinline int F(new_flow)(const struct F(tuple) *tuple,
+				  const struct service *service,
+				  struct F(tuple) *target)
+{
+	__u32 origin = F(origin)(tuple);
+	bool outside = origin == SVC_MASQ_OUTSIDE;
+	__u32 slot_count = outside ? service->external_count
+				   : service->internal_count;
+	struct F(conntrack) flow = {
+		.service = service->id,
+		.last_seen = now_seconds(),
+	};
+	__u32 base;
+
+	if (!slot_count) {
+		if (service->flags &
+		    (outside ? SVC_EXTERNAL_DROP : SVC_INTERNAL_DROP))
+			return drop(METRIC_DROP_NO_LOCAL_BACKEND);
+		return REJECT;
+	}
+	base = outside ? service->external_base : service->internal_base;
+	switch (F(assign)(tuple, target, &flow, base, slot_count,
+			  service->flags & origin)) {
+	case 0:
+		count(METRIC_NEW_FLOW);
+		return TRANSLATE;
+	case -EHOSTUNREACH:
+		return drop(METRIC_DROP_ROUTE);
+	case -EEXIST:
+		return drop(METRIC_DROP_SNAT_EXHAUSTED);
+	default:
+		return drop(METRIC_DROP_CONNTRACK_FULL);
+	}
+}

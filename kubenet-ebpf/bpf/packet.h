@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the programs know about a packet, whatever its family. */
+#ifndef KUBENET_PACKET_H
+#define KUBENET_PACKET_H
+
+#include "common.h"
+
+#define L3_OFF ETH_HLEN
+
+/*
+ * Beside TC_ACT_*: what is left for the caller to do. Functions that need much
+ * stack are called one after the other, and not by each other.
+ */
+#define TRANSLATE 64
+#define REJECT 65
+#define TOO_BIG 66
+
+/* The thirteenth byte of a TCP header. */
+#define TCP_FLAGS_OFF 13
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+struct packet {
+	__u32 l4_off; /* from the start of the frame */
+	__u32 l4_header_len;
+	__u32 l4_len; /* with the payload */
+	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 tcp_flags;
+	__u8 ttl; /* or hop limit */
+	__u8 tos;
+	bool fragment; /* the first of several: it has the ports */
+	bool may_fragment; /* routers may cut it */
+	__u16 mtu; /* of the route, after TOO_BIG */
+	bool extended; /* has IPv6 extension headers */
+};
+
+static __always_inline bool is_tcp(const struct packet *pkt)
+{
+	return pkt->proto == IPPROTO_TCP;
+}
+
+static __always_inline bool is_syn(const struct packet *pkt)
+{
+	return is_tcp(pkt) && (pkt->tcp_flags & TCP_SYN) &&
+	       !(pkt->tcp_flags & TCP_ACK);
+}
+
+static __always_inline bool is_syn_ack(const struct packet *pkt)
+{
+	return is_tcp(pkt) && (pkt->tcp_flags & TCP_SYN) &&
+	       (pkt->tcp_flags & TCP_ACK);
+}
+
+/* `len` bytes at `off`, or NULL if they are not all in the linear part. */
+static __always_inline void *linear(struct __sk_buff *skb, __u32 off, __u32 len)
+{
+	void *at = (void *)(long)skb->data + off;
+
+	/* The verifier wants the length added last. */
+	asm volatile("" : "+r"(at));
+	return at + len > (void *)(long)skb->data_end ? NULL : at;
+}
+
+/*
+ * `len` bytes at `off`, made linear if they are not, or NULL if the frame is
+ * shorter. Pointers from earlier calls are void afterwards: copy what is
+ * needed.
+ */
+static __always_inline void *header(struct __sk_buff *skb, __u32 off, __u32 len)
+{
+	void *at = linear(skb, off, len);
+
+	if (at)
+		return at;
+	if (bpf_skb_pull_data(skb, off + len))
+		return NULL;
+	return linear(skb, off, len);
+}
+
+/* Reads the transport header at pkt->l4_off. */
+static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *pkt,
+				     __be16 *sport, __be16 *dport)
+{
+	if (is_tcp(pkt)) {
+		struct tcphdr *tcp = header(skb, pkt->l4_off, sizeof(*tcp));
+
+		if (!tcp || tcp->doff < 5)
+			return false;
+		pkt->l4_header_len = tcp->doff * 4;
+		*sport = tcp->source;
+		*dport = tcp->dest;
+		pkt->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_OFF];
+	} else {
+		struct udphdr *udp = header(skb, pkt->l4_off, sizeof(*udp));
+
+		if (!udp)
+			return false;
+		pkt->l4_header_len = sizeof(*udp);
+		*sport = udp->source;
+		*dport = udp->dest;
+	}
+	return pkt->l4_len >= pkt->l4_header_len;
+}
+
+/* Offset of the transport checksum. */
+static __always_inline __u32 l4_csum_off(const struct packet *pkt)
+{
+	return pkt->l4_off + (is_tcp(pkt) ? offsetof(struct tcphdr, check)
+					  : offsetof(struct udphdr, check));
+}
+
+/* Turns the frame round and sends it back where it came from. */
+static __always_inline int send_back(struct __sk_buff *skb)
+{
+	__u8 old[2 * ETH_ALEN], new[2 * ETH_ALEN];
+
+	if (bpf_skb_load_bytes(skb, 0, old, sizeof(old)))
+		return drop(METRIC_DROP_MALFORMED);
+	__builtin_memcpy(new, old + ETH_ALEN, ETH_ALEN);
+	__builtin_memcpy(new + ETH_ALEN, old, ETH_ALEN);
+	if (bpf_skb_store_bytes(skb, 0, new, sizeof(new), 0))
+		return drop(METRIC_DROP_MALFORMED);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+#endif

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Rewrites addresses, ports and TTL in place. All checksums are changed by
+ * difference, because on virtual devices they are often not yet complete:
+ * then only the part for the addresses is in the packet, which is what
+ * BPF_F_PSEUDO_HDR tells the kernel to look for. A UDP checksum of 0 (none)
+ * stays 0.
+ *
+ * The bytes are written by helpers and not in place: with direct writes, the
+ * kernel copies the head of every cloned packet before the program runs, also
+ * of the many that are only passed on.
+ */
+static __always_inline long F(rewrite)(struct __sk_buff *skb,
+				       const struct packet *pkt,
+				       const struct F(tuple) *from,
+				       const struct F(tuple) *to, __u8 ttl)
+{
+	__u64 flags = is_tcp(pkt) ? 0 : BPF_F_MARK_MANGLED_0;
+	__u32 csum_off = l4_csum_off(pkt);
+	__u32 addresses, ports;
+	long err;
+
+	_Static_assert(offsetof(struct F(tuple), daddr) == sizeof(from->saddr),
+		       "daddr must follow saddr");
+	_Static_assert(offsetof(struct F(tuple), dport) ==
+			       offsetof(struct F(tuple), sport) + 2,
+		       "dport must follow sport");
+
+	addresses = bpf_csum_diff((__be32 *)&from->saddr,
+				  2 * sizeof(from->saddr), (__be32 *)&to->saddr,
+				  2 * sizeof(to->saddr), 0);
+	err = bpf_l4_csum_replace(skb, csum_off, 0, addresses,
+				  flags | BPF_F_PSEUDO_HDR);
+	if (err)
+		return err;
+	err = F(store_l3_)(skb, pkt, to, addresses, ttl);
+	if (err)
+		return err;
+
+	ports = bpf_csum_diff((__be32 *)&from->sport, 4, (__be32 *)&to->sport,
+			      4, 0);
+	err = bpf_l4_csum_replace(skb, csum_off, 0, ports, flags);
+	if (err)
+		return err;
+	return bpf_skb_store_bytes(skb, pkt->l4_off, &to->sport, 4, 0);
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Which Service a destination belongs to, and one of its backends. */
+
+/* One on the address itself wins over a node port. `key` is changed. */
+static __always_inline const struct service *F(lookup_service)(
+	struct F(service_key) *key)
+{
+	const struct service *service;
+	const __u32 *flags;
+
+	service = bpf_map_lookup_elem(&F(services), key);
+	if (service)
+		return service;
+	flags = bpf_map_lookup_elem(&F(node_addrs), &key->addr);
+	if (!flags || !(*flags & NODE_ADDR_NODE_PORT))
+		return NULL;
+	__builtin_memset(&key->addr, 0, sizeof(key->addr));
+	return bpf_map_lookup_elem(&F(services), key);
+}
+
+static __always_inline const struct service *F(service_of)(
+	const struct F(tuple) *tuple)
+{
+	struct F(service_key) key = {
+		.port = tuple->dport,
+		.proto = tuple->proto,
+	};
+
+	copy(key.addr, tuple->daddr);
+	return F(lookup_service)(&key);
+}
+
+/* A random slot of a range. NULL: the range is just being replaced. */
+static __always_inline const struct F(backend) *F(pick_backend)(
+	__u32 base, __u32 slot_count, __u32 *id)
+{
+	__u32 slot = base + bpf_get_prandom_u32() % slot_count;
+	const struct F(backend) *backend;
+	const __u32 *entry;
+
+	entry = bpf_map_lookup_elem(&slots, &slot);
+	if (!entry || !*entry)
+		return NULL;
+	*id = *entry;
+	backend = bpf_map_lookup_elem(&F(backends), id);
+	if (!backend || !(backend->flags & BACKEND_ALIVE))
+		return NULL;
+	return backend;
+}
+
+/* The backend, if the id still means the one of that generation. */
+static __always_inline const struct F(backend) *F(live_backend)(
+	__u32 id, __u32 generation)
+{
+	const struct F(backend) *backend;
+
+	backend = bpf_map_lookup_elem(&F(backends), &id);
+	if (!backend || !(backend->flags & BACKEND_ALIVE) ||
+	    backend->generation != generation)
+		return NULL;
+	return backend;
+}

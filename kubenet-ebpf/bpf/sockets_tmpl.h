@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * This node's own processes: the address is changed at the socket, once, and
+ * packets then need nothing. `key` is what the application dialled; after
+ * SOCK_ALLOW, what it gets.
+ */
+
+static __always_inline void F(sock_key)(struct F(socket_key) *to, __u64 cookie,
+					const struct F(service_key) *at,
+					__u16 kind)
+{
+	to->cookie = cookie;
+	copy(to->addr, at->addr);
+	to->port = at->port;
+	to->pad = kind;
+}
+
+/* The backend that this socket was given for `dialled` before. */
+static __always_inline const struct F(backend) *F(sock_sticky)(
+	const struct F(socket_key) *dialled, const struct service *service,
+	__u32 *id)
+{
+	const struct F(backend) *backend;
+	const struct F(socket_peer) *peer;
+
+	peer = bpf_map_lookup_elem(&F(socket_peers), dialled);
+	if (!peer || peer->service != service->id)
+		return NULL;
+	*id = peer->backend;
+	backend = F(live_backend)(peer->backend, peer->generation);
+	if (!backend || backend->flags & BACKEND_TERMINATING)
+		return NULL;
+	return backend;
+}
+
+static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
+					struct F(service_key) *key, bool sticky)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct F(socket_key) socket = {};
+	const struct F(backend) *backend = NULL;
+	struct F(socket_peer) peer = {};
+	const struct service *service;
+	struct F(service_key) lookup = *key;
+
+	service = F(lookup_service)(&lookup);
+	if (!service) {
+		/* A backend dialled by its own name keeps it. */
+		F(sock_key)(&socket, cookie, key, PEER_BACKEND);
+		bpf_map_delete_elem(&F(socket_peers), &socket);
+		return SOCK_ALLOW;
+	}
+	copy(peer.addr, key->addr);
+	peer.port = key->port;
+	peer.service = service->id;
+
+	if (sticky) {
+		F(sock_key)(&socket, cookie, key, PEER_DIALLED);
+		backend = F(sock_sticky)(&socket, service, &peer.backend);
+	}
+	if (!backend && !service->internal_count) {
+		count(METRIC_REJECTED);
+		return sock_refuse(service->flags & SVC_INTERNAL_DROP
+					   ? EHOSTUNREACH
+					   : ECONNREFUSED);
+	}
+	/* The second try is for a range that was just being replaced. */
+	for (int i = 0; i < 2 && !backend; i++)
+		backend = F(pick_backend)(service->internal_base,
+					  service->internal_count,
+					  &peer.backend);
+	if (!backend) {
+		count(METRIC_DROP_ROUTE);
+		return sock_refuse(EHOSTUNREACH);
+	}
+	count(METRIC_NEW_FLOW);
+	peer.generation = backend->generation;
+	if (sticky)
+		bpf_map_update_elem(&F(socket_peers), &socket, &peer, BPF_ANY);
+	copy(key->addr, backend->addr);
+	key->port = backend->port;
+	F(sock_key)(&socket, cookie, key, PEER_BACKEND);
+	bpf_map_update_elem(&F(socket_peers), &socket, &peer, BPF_ANY);
+	return SOCK_ALLOW;
+}
+
+/* Gives a backend's address back the name that was dialled. */
+static __always_inline bool F(sock_restore)(struct bpf_sock_addr *ctx,
+					    struct F(service_key) *key)
+{
+	const struct F(socket_peer) *peer;
+	struct F(socket_key) socket = {};
+
+	F(sock_key)(&socket, bpf_get_socket_cookie(ctx), key, PEER_BACKEND);
+	peer = bpf_map_lookup_elem(&F(socket_peers), &socket);
+	if (!peer)
+		return false;
+	copy(key->addr, peer->addr);
+	key->port = peer->port;
+	return true;
+}
