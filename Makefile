@@ -1,0 +1,36 @@
+# `make` lists the targets. DEMO_ARGS are arguments for the demo, such as DEMO_ARGS="--requests 500".
+
+.PHONY: help demo test bpf doc fmt bench clean
+
+help:
+	@echo "make demo    run the demo: a small cluster, real requests, every datapath"
+	@echo "make test    check everything that a change must pass"
+	@echo "make bpf     rebuild the embedded BPF object from kubenet-ebpf/bpf"
+	@echo "make doc     build the documentation"
+	@echo "make fmt     format the Rust and the BPF code"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove what was built"
+
+demo:
+	@scripts/setup.sh demo
+	cargo run --release -p kubenet-examples --bin demo -- $(DEMO_ARGS)
+
+test:
+	@scripts/test.sh
+
+bpf:
+	@scripts/setup.sh bpf
+	kubenet-ebpf/bpf/build.sh
+
+doc:
+	cargo doc --workspace --no-deps --all-features
+
+fmt:
+	cargo fmt --all
+	clang-format-19 -i kubenet-ebpf/bpf/*.c kubenet-ebpf/bpf/*.h
+
+bench:
+	cargo bench -p kubenet-benches
+
+clean:
+	cargo clean

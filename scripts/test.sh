@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# All that must hold before a change is taken. `make test` runs it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+crates=(kubenet-core kubenet-ebpf kubenet-iptables kubenet-testkit)
+work=$(mktemp -d)
+current=
+began=$SECONDS
+finish() {
+	local status=$?
+	rm -rf "$work"
+	[ $status -eq 0 ] || printf '\nmake test: FAILED at: %s\n' "$current"
+}
+trap finish EXIT
+
+step() {
+	current=$1
+	printf '\n=== %s (after %d s)\n' "$current" $((SECONDS - began))
+}
+fail() {
+	echo "$*" >&2
+	exit 1
+}
+
+step "Set-up"
+scripts/setup.sh test
+
+step "Format of the Rust code"
+cargo fmt --all --check
+
+step "Format of the BPF code"
+clang-format-19 --dry-run --Werror kubenet-ebpf/bpf/*.c kubenet-ebpf/bpf/*.h
+
+step "The committed BPF object is what the sources give"
+kubenet-ebpf/bpf/build.sh "$work/kubenet.bpf.o"
+cmp "$work/kubenet.bpf.o" kubenet-ebpf/src/kubenet.bpf.o ||
+	fail "kubenet-ebpf/src/kubenet.bpf.o was not built from kubenet-ebpf/bpf: run 'make bpf' and commit the object"
+
+step "Clippy"
+cargo clippy -q --workspace --all-targets --all-features -- -D warnings
+
+step "Documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc -q --workspace --no-deps --all-features
+
+step "Portability: the core and the testkit's model without features"
+for crate in kubenet-core kubenet-testkit; do
+	cargo check -q -p "$crate" --no-default-features
+done
+
+step "Portability: nothing of Linux alone in a build for macOS"
+for crate in "${crates[@]}"; do
+	cargo tree -q -p "$crate" --target x86_64-apple-darwin -e normal,build --prefix none >"$work/tree"
+	if grep -E '^(aya|aya-obj|libbpf-sys|netlink-[a-z-]+|rtnetlink|procfs) ' "$work/tree"; then
+		fail "$crate depends on the above for every system: put it under cfg(target_os = \"linux\")"
+	fi
+done
+
+step "Tests"
+cargo test -q --workspace --all-features
+
+step "Packages, each built from what it would publish"
+exclude=()
+for member in $(sed -n 's/^members = \[\(.*\)\]/\1/p' Cargo.toml | tr -d '",'); do
+	grep -q '^publish = false' "$member/Cargo.toml" &&
+		exclude+=(--exclude "$(sed -n 's/^name = "\(.*\)"/\1/p' "$member/Cargo.toml" | head -n 1)")
+done
+cargo package -q --workspace "${exclude[@]}" --allow-dirty
+
+printf '\nmake test: all passed in %d s\n' $((SECONDS - began))
