@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "lab", target_os = "linux"))))]
 pub mod lab;

@@ -187,7 +187,10 @@ impl MemoryDatapath {
 
     /// What would happen to a new flow now, whatever is remembered.
     pub fn route(&self, flow: &Flow) -> Verdict {
-        let state = self.state.lock();
+        self.verdict(&self.state.lock(), flow)
+    }
+
+    fn verdict(&self, state: &State, flow: &Flow) -> Verdict {
         if state.draining {
             return Verdict::Pass;
         }
@@ -197,12 +200,12 @@ impl MemoryDatapath {
     /// The first packet of a TCP connection, or a datagram that belongs to no flow: picks a backend and
     /// remembers it.
     pub fn connect(&self, flow: &Flow) -> Delivery {
-        match self.route(flow) {
+        let mut state = self.state.lock();
+        match self.verdict(&state, flow) {
             Verdict::Pass => Delivery::Pass,
             Verdict::Reject => Delivery::Reject,
             Verdict::Drop => Delivery::Drop,
             Verdict::Forward(choices) => {
-                let mut state = self.state.lock();
                 let choice = choices[state.pick(choices.len())];
                 state.flows.insert(*flow, choice);
                 if let Some(frontend) = lookup(&state.table, flow).map(|route| route.frontend) {

@@ -1,0 +1,77 @@
+//! What must hold over time. Each case has Services of its own on one shared datapath.
+
+mod connections;
+mod lifecycle;
+mod updates;
+
+use std::{sync::Arc, time::Instant};
+
+use kubenet_core::{
+    datapath::Datapath,
+    model::{IpFamily, Protocol},
+    route::FrontendKind,
+};
+
+use super::{
+    bench::{Bench, Step, Stop},
+    matrix::unsupported,
+    report::{CaseReport, Outcome},
+    world::World,
+};
+
+/// A case: its name, the protocols that it needs, and what it does.
+struct Case {
+    name: &'static str,
+    protocols: &'static [Protocol],
+    run: fn(&mut Bench<'_>) -> Step,
+}
+
+impl Case {
+    const fn new(
+        name: &'static str,
+        protocols: &'static [Protocol],
+        run: fn(&mut Bench<'_>) -> Step,
+    ) -> Self {
+        Self { name, protocols, run }
+    }
+}
+
+const TCP: &[Protocol] = &[Protocol::Tcp];
+const UDP: &[Protocol] = &[Protocol::Udp];
+
+pub(super) fn run(world: &dyn World, slot: &mut Option<Arc<dyn Datapath>>) -> Vec<CaseReport> {
+    let mut reports = Vec::new();
+    // The matrix has the numbers below.
+    let mut number = 1000;
+    // Cases that close the datapath come last.
+    let cases = connections::CASES.iter().chain(updates::CASES).chain(lifecycle::CASES);
+    for case in cases {
+        for family in IpFamily::ALL {
+            number += 10;
+            let began = Instant::now();
+            let mut bench = Bench::new(world, slot, family, number);
+            let outcome = match attempt(case, &mut bench) {
+                Ok(()) => Outcome::Passed,
+                Err(Stop::Failed(why)) => Outcome::Failed(why),
+                Err(Stop::NotSupported(why)) => Outcome::NotSupported(why),
+            };
+            let name = format!("{}/{family}", case.name);
+            reports.push(CaseReport { name, outcome, took: began.elapsed() });
+        }
+    }
+    reports
+}
+
+fn attempt(case: &Case, bench: &mut Bench<'_>) -> Step {
+    let datapath = bench.datapath()?;
+    for &protocol in case.protocols {
+        for kind in [FrontendKind::ClusterIp, FrontendKind::NodePort] {
+            let missing = unsupported(bench.world, datapath.capabilities(), kind, protocol, bench.family);
+            if let Some(why) = missing {
+                return Err(Stop::NotSupported(why));
+            }
+        }
+    }
+    drop(datapath);
+    (case.run)(bench)
+}

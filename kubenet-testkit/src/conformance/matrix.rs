@@ -1,0 +1,369 @@
+//! The traffic matrix: rows of (source, frontend) → (endpoints, whom they see), as in kube-proxy's
+//! packet-flow tables. All Services are programmed at once; each row is tried for every protocol and family.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use futures::executor::block_on;
+use kubenet_core::{
+    datapath::{Capabilities, Datapath, FailedRoute},
+    model::{IpFamily, Protocol},
+    route::{
+        FrontendKind::{self, ClusterIp, NodePort},
+        Revision,
+    },
+};
+use parking_lot::Mutex;
+
+use super::{
+    bench::{ANSWER, DROPPED},
+    fixture::{HERE, Svc, TERMINATING, UNREADY, node_of, place, table},
+    report::{CaseReport, Outcome},
+    world::{Got, World},
+};
+use crate::place::Place;
+
+/// Whose address the backend sees. A backend that is its own client always sees the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sees {
+    Client,
+    Node,
+}
+use Sees::{Client, Node};
+
+#[derive(Clone, Debug)]
+enum Expect {
+    /// Each of these answers some of the requests, and nobody else.
+    Served(&'static [&'static str], Sees),
+    Refused,
+    Dropped,
+}
+use Expect::{Dropped, Refused, Served};
+
+struct Case {
+    name: &'static str,
+    svc: Svc,
+    rows: &'static [Row],
+}
+
+/// Frontend, client, what it gets.
+type Row = (FrontendKind, &'static str, Expect);
+
+/// More questions than it takes to hear from each of three backends, unless one is never picked.
+const QUESTIONS: usize = 64;
+
+#[rustfmt::skip]
+fn cases() -> Vec<Case> {
+    let mut number = 0;
+    let mut case = |name, svc: fn(Svc) -> Svc, rows| {
+        number += 1;
+        Case { name, svc: svc(Svc::new(number)), rows }
+    };
+    vec![
+        case("backend_here", |s| s.on(&["a1"]), &[
+            (ClusterIp, "client-a", Served(&["a1"], Client)),
+            (ClusterIp, "node-a",   Served(&["a1"], Node)),
+            (ClusterIp, "outside",  Served(&["a1"], Node)),
+            (NodePort,  "client-a", Served(&["a1"], Node)),
+            (NodePort,  "client-b", Served(&["a1"], Node)),
+            (NodePort,  "node-a",   Served(&["a1"], Node)),
+            (NodePort,  "outside",  Served(&["a1"], Node)),
+        ]),
+        case("backend_elsewhere", |s| s.on(&["b1"]), &[
+            (ClusterIp, "client-a", Served(&["b1"], Client)),
+            (ClusterIp, "node-a",   Served(&["b1"], Node)),
+            (ClusterIp, "outside",  Served(&["b1"], Node)),
+            (NodePort,  "client-a", Served(&["b1"], Node)),
+            (NodePort,  "client-b", Served(&["b1"], Node)),
+            (NodePort,  "node-a",   Served(&["b1"], Node)),
+            (NodePort,  "outside",  Served(&["b1"], Node)),
+        ]),
+        case("backends_here_and_elsewhere", |s| s.on(&["a1", "a2", "b1"]), &[
+            (ClusterIp, "client-a", Served(&["a1", "a2", "b1"], Client)),
+            (ClusterIp, "node-a",   Served(&["a1", "a2", "b1"], Node)),
+            (ClusterIp, "outside",  Served(&["a1", "a2", "b1"], Node)),
+            (NodePort,  "client-a", Served(&["a1", "a2", "b1"], Node)),
+            (NodePort,  "client-b", Served(&["a1", "a2", "b1"], Node)),
+            (NodePort,  "node-a",   Served(&["a1", "a2", "b1"], Node)),
+            (NodePort,  "outside",  Served(&["a1", "a2", "b1"], Node)),
+        ]),
+        case("backend_on_host_network_here", |s| s.on(&["node-a"]), &[
+            (ClusterIp, "client-a", Served(&["node-a"], Client)),
+            (ClusterIp, "node-a",   Served(&["node-a"], Node)),
+            (ClusterIp, "outside",  Served(&["node-a"], Node)),
+            (NodePort,  "client-a", Served(&["node-a"], Node)),
+            (NodePort,  "client-b", Served(&["node-a"], Node)),
+            (NodePort,  "node-a",   Served(&["node-a"], Node)),
+            (NodePort,  "outside",  Served(&["node-a"], Node)),
+        ]),
+        case("backend_on_host_network_elsewhere", |s| s.on(&["node-b"]), &[
+            (ClusterIp, "client-a", Served(&["node-b"], Client)),
+            (ClusterIp, "node-a",   Served(&["node-b"], Node)),
+            (ClusterIp, "outside",  Served(&["node-b"], Node)),
+            (NodePort,  "client-a", Served(&["node-b"], Node)),
+            (NodePort,  "client-b", Served(&["node-b"], Node)),
+            (NodePort,  "node-a",   Served(&["node-b"], Node)),
+            (NodePort,  "outside",  Served(&["node-b"], Node)),
+        ]),
+        case("no_endpoints_rejects", |s| s, &[
+            (ClusterIp, "client-a", Refused),
+            (ClusterIp, "node-a",   Refused),
+            (ClusterIp, "outside",  Refused),
+            (NodePort,  "client-a", Refused),
+            (NodePort,  "client-b", Refused),
+            (NodePort,  "node-a",   Refused),
+            (NodePort,  "outside",  Refused),
+        ]),
+        case("only_unready_endpoints_rejects", |s| s.and("a1", UNREADY).and("b1", UNREADY), &[
+            (ClusterIp, "client-a", Refused),
+            (NodePort,  "outside",  Refused),
+        ]),
+        case("unready_endpoint_is_not_picked", |s| s.on(&["a1"]).and("b1", UNREADY), &[
+            (ClusterIp, "client-a", Served(&["a1"], Client)),
+            (NodePort,  "outside",  Served(&["a1"], Node)),
+        ]),
+        case("hairpin", |s| s.on(&["a1"]), &[
+            (ClusterIp, "a1", Served(&["a1"], Client)),
+            (NodePort,  "a1", Served(&["a1"], Node)),
+        ]),
+        case("hairpin_among_others", |s| s.on(&["a1", "a2", "b1"]), &[
+            (ClusterIp, "a1", Served(&["a1", "a2", "b1"], Client)),
+            (NodePort,  "a1", Served(&["a1", "a2", "b1"], Node)),
+            (NodePort,  "b1", Served(&["a1", "a2", "b1"], Node)),
+        ]),
+        case("internal_local_prefers_here", |s| s.on(&["a1", "b1"]).internal_local(), &[
+            (ClusterIp, "client-a", Served(&["a1"], Client)),
+            (ClusterIp, "node-a",   Served(&["a1"], Node)),
+            (ClusterIp, "outside",  Served(&["a1"], Node)),
+            (NodePort,  "client-a", Served(&["a1", "b1"], Node)),
+            (NodePort,  "outside",  Served(&["a1", "b1"], Node)),
+        ]),
+        case("internal_local_without_local_endpoints_drops", |s| s.on(&["b1"]).internal_local(), &[
+            (ClusterIp, "client-a", Dropped),
+            (ClusterIp, "node-a",   Dropped),
+            (ClusterIp, "outside",  Dropped),
+            (NodePort,  "outside",  Served(&["b1"], Node)),
+        ]),
+        case("internal_local_without_endpoints_rejects", |s| s.internal_local(), &[
+            (ClusterIp, "client-a", Refused),
+            (ClusterIp, "node-a",   Refused),
+        ]),
+        case("external_local_keeps_the_client_address", |s| s.on(&["a1", "b1"]).external_local(), &[
+            (NodePort,  "outside",  Served(&["a1"], Client)),
+            (NodePort,  "client-a", Served(&["a1", "b1"], Client)),
+            (NodePort,  "node-a",   Served(&["a1", "b1"], Node)),
+            (ClusterIp, "client-a", Served(&["a1", "b1"], Client)),
+            (ClusterIp, "outside",  Served(&["a1", "b1"], Node)),
+        ]),
+        case("external_local_with_backend_here", |s| s.on(&["a2"]).external_local(), &[
+            (NodePort,  "outside",  Served(&["a2"], Client)),
+            (NodePort,  "client-b", Served(&["a2"], Client)),
+            (NodePort,  "a2",       Served(&["a2"], Node)),
+        ]),
+        case("external_local_without_local_endpoints_drops_external", |s| s.on(&["b1"]).external_local(), &[
+            (NodePort,  "outside",  Dropped),
+            (NodePort,  "client-a", Served(&["b1"], Client)),
+            (NodePort,  "node-a",   Served(&["b1"], Node)),
+            (ClusterIp, "client-a", Served(&["b1"], Client)),
+        ]),
+        case("external_local_without_endpoints_rejects", |s| s.external_local(), &[
+            (NodePort,  "outside",  Refused),
+            (NodePort,  "client-a", Refused),
+            (NodePort,  "node-a",   Refused),
+        ]),
+        case("both_local", |s| s.on(&["a1", "b1"]).internal_local().external_local(), &[
+            (ClusterIp, "client-a", Served(&["a1"], Client)),
+            (NodePort,  "outside",  Served(&["a1"], Client)),
+            (NodePort,  "client-a", Served(&["a1", "b1"], Client)),
+        ]),
+        case("terminating_is_not_picked_beside_ready", |s| s.on(&["b1"]).and("a1", TERMINATING), &[
+            (ClusterIp, "client-a", Served(&["b1"], Client)),
+            (NodePort,  "outside",  Served(&["b1"], Node)),
+        ]),
+        case("terminating_serves_when_nothing_is_ready", |s| s.and("a1", TERMINATING).and("b1", UNREADY), &[
+            (ClusterIp, "client-a", Served(&["a1"], Client)),
+            (NodePort,  "outside",  Served(&["a1"], Node)),
+        ]),
+        case("terminating_here_serves_a_local_set", |s| {
+            s.on(&["b1"]).and("a1", TERMINATING).internal_local().external_local()
+        }, &[
+            (ClusterIp, "client-a", Served(&["a1"], Client)),
+            (NodePort,  "outside",  Served(&["a1"], Client)),
+            (NodePort,  "client-a", Served(&["b1"], Client)),
+        ]),
+    ]
+}
+
+/// A case's rows of one kind of frontend, in one protocol and family.
+struct Job<'c> {
+    case: &'c Case,
+    kind: FrontendKind,
+    protocol: Protocol,
+    family: IpFamily,
+}
+
+pub(super) fn run(world: &dyn World, datapath: &Arc<dyn Datapath>) -> Vec<CaseReport> {
+    let cases = cases();
+    let services: Vec<Svc> = cases.iter().map(|case| case.svc.clone()).collect();
+    let programmed = table(world, Revision(1), &services)
+        .and_then(|table| block_on(datapath.replace(Arc::new(table))).map_err(|e| e.to_string()))
+        .map(|report| report.failed);
+    let mut jobs = Vec::new();
+    for case in &cases {
+        for kind in [ClusterIp, NodePort] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for family in IpFamily::ALL {
+                    if case.rows.iter().any(|(k, ..)| *k == kind) {
+                        jobs.push(Job { case, kind, protocol, family });
+                    }
+                }
+            }
+        }
+    }
+    let capabilities = datapath.capabilities();
+    let next = AtomicUsize::new(0);
+    let done: Vec<Mutex<Option<CaseReport>>> = jobs.iter().map(|_| Mutex::default()).collect();
+    let work = || {
+        while let index = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(job) = jobs.get(index)
+        {
+            let began = Instant::now();
+            let outcome = job.run(world, capabilities, &programmed);
+            *done[index].lock() = Some(CaseReport { name: job.name(), outcome, took: began.elapsed() });
+        }
+    };
+    // Most of the time is spent waiting for packets that are dropped.
+    let threads = if world.simulated() { 1 } else { 6 };
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    done.into_iter().filter_map(Mutex::into_inner).collect()
+}
+
+impl Job<'_> {
+    fn name(&self) -> String {
+        let kind = if self.kind == ClusterIp { "cluster-ip" } else { "node-port" };
+        format!("{}/{kind}/{}/{}", self.case.name, self.protocol, self.family)
+    }
+
+    fn run(
+        &self,
+        world: &dyn World,
+        capabilities: &Capabilities,
+        programmed: &Result<Vec<FailedRoute>, String>,
+    ) -> Outcome {
+        if let Some(why) = unsupported(world, capabilities, self.kind, self.protocol, self.family) {
+            return Outcome::NotSupported(why);
+        }
+        let failed = match programmed {
+            Ok(failed) => failed,
+            Err(why) => return Outcome::Failed(format!("the table was not programmed: {why}")),
+        };
+        let frontend = self.case.svc.frontend(self.kind, self.family, self.protocol);
+        if let Some(failed) = failed.iter().find(|failed| failed.frontend == frontend) {
+            return Outcome::Failed(format!("the route was not programmed: {}", failed.error));
+        }
+        for (kind, from, expect) in self.case.rows {
+            if *kind == self.kind
+                && let Err(why) = self.row(world, capabilities, &place(from), expect)
+            {
+                return Outcome::Failed(format!("from {from}: {why}"));
+            }
+        }
+        Outcome::Passed
+    }
+
+    fn row(
+        &self,
+        world: &dyn World,
+        capabilities: &Capabilities,
+        from: &Place,
+        expect: &Expect,
+    ) -> Result<(), String> {
+        let to = self.case.svc.dial(self.kind, self.family);
+        let (backends, sees) = match expect {
+            Served(backends, sees) => (*backends, *sees),
+            Refused => return wanted(&Got::Refused, world.ask(from, to, self.protocol, ANSWER), to),
+            Dropped => return wanted(&Got::Silence, world.ask(from, to, self.protocol, DROPPED), to),
+        };
+        let mut missing: BTreeSet<&str> = backends.iter().copied().collect();
+        // At least twice, as the first packet may take another path than the others.
+        for question in 0..QUESTIONS {
+            if missing.is_empty() && question > 1 {
+                break;
+            }
+            let (backend, peer) = match world.ask(from, to, self.protocol, ANSWER) {
+                Got::Answer { backend, peer } => (backend, peer),
+                other => return Err(format!("{to}: expected an answer of {backends:?}, got {other}")),
+            };
+            if !backends.contains(&backend.as_str()) {
+                return Err(format!("{to}: expected an answer of {backends:?}, got one of {backend}"));
+            }
+            missing.remove(backend.as_str());
+            let right = self.peers(world, capabilities, from, &place(&backend), sees)?;
+            if !right.contains(&peer) {
+                return Err(format!("{to}: {backend} saw {peer}, expected {right:?}"));
+            }
+        }
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{to}: {missing:?} never answered {QUESTIONS} requests"))
+        }
+    }
+
+    /// Whom the backend may see.
+    fn peers(
+        &self,
+        world: &dyn World,
+        capabilities: &Capabilities,
+        from: &Place,
+        backend: &Place,
+        sees: Sees,
+    ) -> Result<Vec<IpAddr>, String> {
+        let client = world.address(from, self.family)?;
+        let node = world.address(&HERE.into(), self.family)?;
+        let spared = capabilities.local_backends_see_client && node_of(backend) == Some(HERE);
+        Ok(if from == backend {
+            vec![node]
+        } else if *backend == HERE.into() {
+            // Its reply comes through here in any case; kube-proxy's rules never get to mask it.
+            vec![client, node]
+        } else if sees == Client || spared {
+            vec![client]
+        } else {
+            vec![node]
+        })
+    }
+}
+
+/// Why a datapath cannot be asked for this, by its own account.
+pub(super) fn unsupported(
+    world: &dyn World,
+    capabilities: &Capabilities,
+    kind: FrontendKind,
+    protocol: Protocol,
+    family: IpFamily,
+) -> Option<String> {
+    if !world.families().contains(&family) {
+        Some(format!("this machine has no {family}"))
+    } else if !capabilities.families.contains(&family) {
+        Some(format!("{family} is not in its capabilities"))
+    } else if !capabilities.protocols.contains(&protocol) {
+        Some(format!("{protocol} is not in its capabilities"))
+    } else if !capabilities.frontends.contains(&kind) {
+        Some(format!("{kind:?} is not in its capabilities"))
+    } else {
+        None
+    }
+}
+
+fn wanted(wanted: &Got, got: Got, to: SocketAddr) -> Result<(), String> {
+    if got == *wanted { Ok(()) } else { Err(format!("{to}: expected {wanted}, got {got}")) }
+}

@@ -1,0 +1,113 @@
+//! The world of real packets.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use kubenet_core::{
+    datapath::{Datapath, DatapathError},
+    model::{IpFamily, Protocol},
+};
+
+use super::{
+    Subject,
+    fixture::{BACKEND_PORT, PODS},
+    world::{Got, Live, World},
+};
+use crate::{
+    lab::{Answer, Connection, Lab, LabConfig, LabError, RequestError, Server, UdpFlow},
+    place::{Node, Place},
+};
+
+pub(super) struct Real<'s> {
+    // Before the lab, so that the sockets go first.
+    _servers: Vec<Server>,
+    lab: Lab,
+    subject: &'s dyn Subject,
+}
+
+impl<'s> Real<'s> {
+    pub(super) fn new(subject: &'s dyn Subject) -> Result<Self, LabError> {
+        let mut config = LabConfig::new();
+        for (pod, node) in PODS {
+            config = config.pod(pod, node);
+        }
+        let lab = Lab::new(config)?;
+        let mut servers = Vec::new();
+        let backends =
+            PODS.iter().map(|(pod, _)| Place::from(*pod)).filter(|p| !p.name().starts_with("client"));
+        for place in backends.chain(Node::ALL.map(Place::from)) {
+            servers.push(lab.serve(place, BACKEND_PORT.get())?);
+        }
+        Ok(Self { _servers: servers, lab, subject })
+    }
+}
+
+impl World for Real<'_> {
+    fn simulated(&self) -> bool {
+        false
+    }
+
+    fn families(&self) -> &[IpFamily] {
+        self.lab.families()
+    }
+
+    fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
+        self.subject.start(&self.lab)
+    }
+
+    fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String> {
+        self.lab.address(place, family).map_err(|e| e.to_string())
+    }
+
+    fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, timeout: Duration) -> Got {
+        got(match protocol {
+            Protocol::Udp => self.lab.udp_ask(from, to, timeout),
+            _ => self.lab.http_get(from, to, timeout),
+        })
+    }
+
+    fn open(
+        &self,
+        from: &Place,
+        to: SocketAddr,
+        protocol: Protocol,
+        timeout: Duration,
+    ) -> Result<Box<dyn Live>, Got> {
+        let opened = match protocol {
+            Protocol::Udp => self.lab.udp_flow(from, to).map(|flow| Box::new(flow) as Box<dyn Live>),
+            _ => self.lab.connect(from, to, timeout).map(|connection| Box::new(connection) as _),
+        };
+        opened.map_err(|error| got(Err(error)))
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        self.subject.leftovers(&self.lab)
+    }
+}
+
+impl Live for Connection {
+    fn ask(&mut self, timeout: Duration) -> Got {
+        got(Connection::ask(self, timeout))
+    }
+}
+
+impl Live for UdpFlow {
+    fn ask(&mut self, timeout: Duration) -> Got {
+        got(UdpFlow::ask(self, timeout))
+    }
+}
+
+fn got(result: Result<Answer, RequestError>) -> Got {
+    match result {
+        Ok(answer) => Got::Answer { backend: answer.backend, peer: answer.peer.ip() },
+        Err(RequestError::Refused) => Got::Refused,
+        Err(RequestError::TimedOut { .. }) => Got::Silence,
+        // A packet that is dropped on its way out of this node's own socket fails the call.
+        Err(RequestError::Io(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => Got::Silence,
+        Err(RequestError::Reset | RequestError::Closed) => Got::Cut,
+        Err(error) => Got::Error(error.to_string()),
+    }
+}

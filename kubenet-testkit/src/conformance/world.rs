@@ -1,0 +1,211 @@
+//! Where packets of the cases travel: described in memory, or sent in the lab.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use kubenet_core::{
+    datapath::{Datapath, DatapathError},
+    model::{IpFamily, Protocol},
+};
+use parking_lot::Mutex;
+
+use super::fixture::{BACKEND_PORT, PODS};
+use crate::{
+    memory::{Delivery, Flow, MemoryDatapath},
+    place::{self, Node, Place},
+};
+
+/// What a client got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Got {
+    Answer {
+        /// Who answered.
+        backend: String,
+        /// Whom it saw.
+        peer: IpAddr,
+    },
+    /// An error at once.
+    Refused,
+    /// No answer in time.
+    Silence,
+    /// An established connection ended.
+    Cut,
+    Error(String),
+}
+
+impl fmt::Display for Got {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Got::Answer { backend, peer } => write!(f, "an answer from {backend}, which saw {peer}"),
+            Got::Refused => f.write_str("refused"),
+            Got::Silence => f.write_str("silence"),
+            Got::Cut => f.write_str("a cut connection"),
+            Got::Error(error) => f.write_str(error),
+        }
+    }
+}
+
+/// A connection or a UDP socket that lives on.
+pub(super) trait Live: Send {
+    fn ask(&mut self, timeout: Duration) -> Got;
+}
+
+pub(super) trait World: Sync {
+    fn simulated(&self) -> bool;
+    fn families(&self) -> &[IpFamily];
+    /// Starts the datapath under test on its node. Nothing else of its kind runs there.
+    fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError>;
+    fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String>;
+    /// One question on a new connection, or in one datagram from a new socket.
+    fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, timeout: Duration) -> Got;
+    fn open(
+        &self,
+        from: &Place,
+        to: SocketAddr,
+        protocol: Protocol,
+        timeout: Duration,
+    ) -> Result<Box<dyn Live>, Got>;
+    /// What a closed datapath left in the kernel.
+    fn leftovers(&self) -> Vec<String>;
+}
+
+/// Packets are described, and a [`MemoryDatapath`] says where they go.
+pub(super) struct Simulation<F> {
+    start: F,
+    running: Mutex<Arc<MemoryDatapath>>,
+    addresses: BTreeMap<IpAddr, Place>,
+    next_port: AtomicU16,
+}
+
+impl<F: Fn() -> MemoryDatapath + Sync> Simulation<F> {
+    pub(super) fn new(start: F) -> Self {
+        let mut addresses = BTreeMap::new();
+        for (&(pod, node), number) in PODS.iter().zip(2..) {
+            addresses.insert(node.pod_v4(number).into(), Place::from(pod));
+            addresses.insert(node.pod_v6(number).into(), Place::from(pod));
+        }
+        for node in Node::ALL {
+            addresses.insert(node.v4().into(), node.into());
+            addresses.insert(node.v6().into(), node.into());
+        }
+        for family in IpFamily::ALL {
+            addresses.insert(place::outside(family), Place::Outside);
+        }
+        let idle = Arc::new(MemoryDatapath::new());
+        Self { start, running: Mutex::new(idle), addresses, next_port: 1024.into() }
+    }
+
+    fn answer(&self, delivery: Delivery, to: SocketAddr, peer: SocketAddr) -> Got {
+        let (backend, peer) = match delivery {
+            Delivery::To(choice) => (choice.backend.socket_addr(), choice.sees),
+            Delivery::Reject => return Got::Refused,
+            Delivery::Drop => return Got::Silence,
+            Delivery::Pass => (to, peer.ip()),
+        };
+        match self.addresses.get(&backend.ip()) {
+            Some(place) if backend.port() == BACKEND_PORT.get() => {
+                Got::Answer { backend: place.name().to_owned(), peer }
+            }
+            // There is a host, and nobody listens.
+            Some(_) => Got::Refused,
+            None => Got::Silence,
+        }
+    }
+
+    fn flow(&self, from: &Place, to: SocketAddr, protocol: Protocol) -> Result<Flow, Got> {
+        let source = self.address(from, IpFamily::of(to.ip())).map_err(Got::Error)?;
+        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        Ok(Flow::new(SocketAddr::new(source, port), to, protocol))
+    }
+}
+
+impl<F: Fn() -> MemoryDatapath + Sync> World for Simulation<F> {
+    fn simulated(&self) -> bool {
+        true
+    }
+
+    fn families(&self) -> &[IpFamily] {
+        &IpFamily::ALL
+    }
+
+    fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
+        let datapath = Arc::new((self.start)());
+        *self.running.lock() = Arc::clone(&datapath);
+        Ok(datapath)
+    }
+
+    fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String> {
+        let found =
+            self.addresses.iter().find(|(address, p)| *p == place && IpFamily::of(**address) == family);
+        found.map(|(address, _)| *address).ok_or_else(|| format!("{place} has no {family} address"))
+    }
+
+    fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, _: Duration) -> Got {
+        match self.flow(from, to, protocol) {
+            Ok(flow) => {
+                let datapath = Arc::clone(&self.running.lock());
+                let got = self.answer(datapath.connect(&flow), to, flow.source);
+                datapath.disconnect(&flow);
+                got
+            }
+            Err(got) => got,
+        }
+    }
+
+    fn open(
+        &self,
+        from: &Place,
+        to: SocketAddr,
+        protocol: Protocol,
+        _: Duration,
+    ) -> Result<Box<dyn Live>, Got> {
+        let flow = self.flow(from, to, protocol)?;
+        let datapath = Arc::clone(&self.running.lock());
+        if protocol == Protocol::Tcp {
+            let got = self.answer(datapath.connect(&flow), to, flow.source);
+            if !matches!(got, Got::Answer { .. }) {
+                return Err(got);
+            }
+        }
+        let names = self.addresses.iter().map(|(a, p)| (*a, p.name().to_owned())).collect();
+        Ok(Box::new(SimulatedFlow { datapath, flow, names }))
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+struct SimulatedFlow {
+    datapath: Arc<MemoryDatapath>,
+    flow: Flow,
+    names: BTreeMap<IpAddr, String>,
+}
+
+impl Live for SimulatedFlow {
+    fn ask(&mut self, _: Duration) -> Got {
+        match self.datapath.send(&self.flow) {
+            Delivery::To(choice) => match self.names.get(&choice.backend.address) {
+                Some(name) => Got::Answer { backend: name.clone(), peer: choice.sees },
+                None => Got::Silence,
+            },
+            Delivery::Reject => Got::Refused,
+            Delivery::Pass if self.flow.protocol == Protocol::Tcp => Got::Cut,
+            Delivery::Pass | Delivery::Drop => Got::Silence,
+        }
+    }
+}
+
+impl Drop for SimulatedFlow {
+    fn drop(&mut self) {
+        self.datapath.disconnect(&self.flow);
+    }
+}
