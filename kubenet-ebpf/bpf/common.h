@@ -23,7 +23,8 @@
 #include "maps.h"
 
 /* Set by the loader before load; the verifier removes what they switch off. */
-volatile const __u32 kernel_hz = 250;
+/* bpf_ktime_get_coarse_ns(): kernel 5.11. */
+volatile const __u32 have_coarse_clock = 1;
 /* bpf_set_retval() in the socket hooks: kernel 5.18. */
 volatile const __u32 have_set_retval = 1;
 /* BPF_FIB_LOOKUP_SKIP_NEIGH, which spares a lookup, or 0: kernel 6.3. */
@@ -33,10 +34,15 @@ volatile const __u32 fib_flags = 0;
 #define AF_INET 2
 #define AF_INET6 10
 
-/* Seconds that only count on; far cheaper than reading the clock. */
-static __always_inline __u32 now_seconds(void)
+/*
+ * Ticks of about a second, which user space can read, too: see
+ * KUBENET_CLOCK_SHIFT. The coarse clock does not ask the hardware.
+ */
+static __always_inline __u32 now_ticks(void)
 {
-	return bpf_jiffies64() / kernel_hz;
+	return (have_coarse_clock ? bpf_ktime_get_coarse_ns()
+				  : bpf_ktime_get_ns()) >>
+	       KUBENET_CLOCK_SHIFT;
 }
 
 static __always_inline void count(__u32 metric)

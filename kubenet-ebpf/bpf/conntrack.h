@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How long flows are believed, whatever their family. */
+/* How long flows are believed, in ticks of about a second. */
 #ifndef KUBENET_CONNTRACK_H
 #define KUBENET_CONNTRACK_H
 
@@ -16,9 +16,9 @@
 /* ...unless ports run out, when this UDP silence will do, too. */
 #define UDP_HURRY 30
 
-static __always_inline bool older(__u32 last_seen, __u32 now, __u32 seconds)
+static __always_inline bool older(__u32 last_seen, __u32 now, __u32 ticks)
 {
-	return now - last_seen >= seconds;
+	return now - last_seen >= ticks;
 }
 
 /* What to do with a packet whose tuple is known. */

@@ -96,10 +96,10 @@ static __always_inline bool F(ct_closed)(const struct F(conntrack) *ct,
 /* Neither side was heard for so long. */
 static __always_inline bool F(ct_idle)(const struct F(conntrack) *ct,
 				       const struct F(conntrack) *peer,
-				       __u32 now, __u32 seconds)
+				       __u32 now, __u32 ticks)
 {
-	return older(ct->last_seen, now, seconds) &&
-	       (!peer || older(peer->last_seen, now, seconds));
+	return older(ct->last_seen, now, ticks) &&
+	       (!peer || older(peer->last_seen, now, ticks));
 }
 
 /*
@@ -234,7 +234,7 @@ static __always_inline bool F(ct_same_target)(const struct F(conntrack) *a,
 
 /*
  * Whether another flow gives up its reply entry at `key`: it was closed at
- * least `closed` seconds ago, or is UDP and was silent for `udp_idle` seconds.
+ * least `closed` ticks ago, or is UDP and was silent for `udp_idle` ticks.
  */
 static __always_inline bool F(ct_gives_way)(const struct F(tuple) *key,
 					    const struct F(conntrack) *owner,

@@ -18,7 +18,7 @@ static __always_inline int F(egress)(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (pkt.fragment)
 		return drop(METRIC_DROP_FRAGMENT);
-	now = now_seconds();
+	now = now_ticks();
 	if (F(ct_check_reply)(&pkt, &tuple, ct, now) != FLOW_KNOWN)
 		return TC_ACT_UNSPEC;
 

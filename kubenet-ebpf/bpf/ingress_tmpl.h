@@ -40,7 +40,7 @@ static __always_inline int F(ingress)(struct __sk_buff *skb)
 		/* The others have no ports: they cannot be followed yet. */
 		if (pkt.fragment)
 			return drop(METRIC_DROP_FRAGMENT);
-		now = now_seconds();
+		now = now_ticks();
 		known = F(ct_check)(&pkt, &tuple, ct, now);
 		if (known == FLOW_NOT_OURS)
 			return TC_ACT_UNSPEC;

@@ -97,7 +97,7 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 				   : service->internal_count;
 	struct F(conntrack) flow = {
 		.service = service->id,
-		.last_seen = now_seconds(),
+		.last_seen = now_ticks(),
 	};
 	__u32 base;
 

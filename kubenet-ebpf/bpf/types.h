@@ -17,6 +17,9 @@
 /* Bumped whenever a map's key, value or meaning changes. */
 #define KUBENET_LAYOUT 1
 
+/* Of the monotonic clock in nanoseconds: what last_seen leaves out. */
+#define KUBENET_CLOCK_SHIFT 30
+
 /* ---- services: frontend -> where its backends stand in `slots` ---- */
 
 struct service_key4 {
@@ -105,7 +108,7 @@ struct conntrack4 {
 	__u32 service;		/* struct service.id */
 	__u32 backend;		/* index in backends4 */
 	__u32 generation;	/* of that backend when it was picked */
-	__u32 last_seen;	/* seconds of kernel uptime (jiffies based) */
+	__u32 last_seen;	/* CLOCK_MONOTONIC >> KUBENET_CLOCK_SHIFT */
 	__u32 flags;		/* CT_* */
 };
 
@@ -123,6 +126,7 @@ struct conntrack6 {
 
 /* ---- facts about the node ---- */
 
+/* The upper bits are user space's own. */
 #define NODE_ADDR_LOCAL		0x01	/* an address of this node */
 #define NODE_ADDR_NODE_PORT	0x02	/* node ports answer on it */
 
