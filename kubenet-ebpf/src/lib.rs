@@ -1,1 +1,67 @@
-//! TODO
+//! Kubernetes Service routing in eBPF, for Linux.
+//!
+//! [`EbpfDatapath`] makes the kernel equal to a [`RouteTable`](kubenet_core::route::RouteTable): TC programs at
+//! the interfaces of pods and of the node translate packets, and socket programs translate the addresses that
+//! the node's own processes dial. A change of a route is one map entry, whatever the number of Services.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use kubenet_core::{datapath::Datapath, route::RouteTable};
+//! use kubenet_ebpf::EbpfDatapath;
+//!
+//! # async fn run(table: Arc<RouteTable>) -> Result<(), Box<dyn std::error::Error>> {
+//! let datapath = EbpfDatapath::builder()
+//!     .external_interface("eth0")
+//!     .cgroup("/sys/fs/cgroup")
+//!     .build()?;
+//! datapath.attach_pod("veth1a2b3c4d").await?;
+//! let report = datapath.replace(table).await?;
+//! println!("{} routes in {:?}, {} failed", report.upserted, report.took, report.failed.len());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it needs
+//! - Linux 5.11; 5.14 for [`EbpfBuilder::cgroup`]. From 6.6 on, programs attach by TCX links; before, by the
+//!   `clsact` queueing discipline, which stays on the interface. [`probe()`] says what this machine has.
+//! - `CAP_BPF` and `CAP_NET_ADMIN`, and `CAP_SYS_ADMIN` for [`EbpfBuilder::network_namespace`].
+//! - A node that forwards: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding` are 1, and there are routes
+//!   to the pods.
+//!
+//! No clang is needed: the programs are built beforehand and embedded. Elsewhere than on Linux the crate
+//! compiles, and [`EbpfBuilder::build`] says [`Unsupported`](kubenet_core::datapath::ErrorKind::Unsupported).
+
+mod builder;
+mod datapath;
+mod error;
+mod metrics;
+mod probe;
+
+#[cfg(target_os = "linux")]
+mod backends;
+#[cfg(target_os = "linux")]
+mod ids;
+#[cfg(target_os = "linux")]
+mod kernel;
+#[cfg(target_os = "linux")]
+mod layout;
+#[cfg(target_os = "linux")]
+mod program;
+#[cfg(target_os = "linux")]
+mod rest;
+#[cfg(target_os = "linux")]
+mod slots;
+#[cfg(target_os = "linux")]
+mod state;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+
+#[cfg(target_os = "linux")]
+use kernel as engine;
+#[cfg(not(target_os = "linux"))]
+use unsupported as engine;
+
+pub use builder::{EbpfBuilder, MapSizes};
+pub use datapath::EbpfDatapath;
+pub use metrics::{Metric, Metrics};
+pub use probe::{Probe, probe};

@@ -1,0 +1,206 @@
+use std::{ops::RangeInclusive, path::PathBuf};
+
+use kubenet_core::datapath::{DatapathError, ErrorKind};
+
+use crate::{EbpfDatapath, error::error};
+
+/// Numbers of entries of the maps.
+///
+/// Arrays take their memory at once (8 bytes a slot, 16 or 24 a backend), and so do the connection tables
+/// (about 120 bytes a connection); hash tables grow with what is in them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MapSizes {
+    /// Frontends of each address family.
+    pub services: u32,
+    /// Places for backends in the sets of all frontends together. While a route changes, its old set and its
+    /// new one both need room.
+    pub slots: u32,
+    /// IPv4 backends: one for each endpoint of each Service port.
+    pub backends4: u32,
+    /// IPv6 backends.
+    pub backends6: u32,
+    /// Connections of each address family, times two: one entry for each direction. The least recently used
+    /// make room for new ones.
+    pub connections: u32,
+    /// Sockets of this node, of each address family, that talk to a Service.
+    pub sockets: u32,
+    /// Addresses of this node, of each family.
+    pub node_addresses: u32,
+    /// Ranges of pod addresses, of each family.
+    pub pod_cidrs: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            services: 65_536,
+            slots: 1 << 20,
+            backends4: 65_536,
+            backends6: 65_536,
+            connections: 131_072,
+            sockets: 65_536,
+            node_addresses: 256,
+            pod_cidrs: 1024,
+        }
+    }
+}
+
+impl MapSizes {
+    /// Service ids of both families.
+    pub(crate) fn service_names(&self) -> u32 {
+        self.services.saturating_mul(2)
+    }
+
+    fn check(&self) -> Result<(), DatapathError> {
+        // What indexes of addresses have room for, see `kernel::node`.
+        const MOST_ADDRESSES: u32 = 4094;
+        const MOST: u32 = 1 << 26;
+        let Self { services, slots, backends4, backends6, connections, sockets, node_addresses, pod_cidrs } =
+            *self;
+        let limits = [
+            ("services", services, 1, MOST),
+            ("slots", slots, 1, MOST),
+            ("backends4", backends4, 2, MOST),
+            ("backends6", backends6, 2, MOST),
+            ("connections", connections, 2, MOST),
+            ("sockets", sockets, 1, MOST),
+            ("node_addresses", node_addresses, 1, MOST_ADDRESSES),
+            ("pod_cidrs", pod_cidrs, 1, MOST),
+        ];
+        match limits.into_iter().find(|(_, size, least, most)| !(least..=most).contains(&size)) {
+            Some((name, size, least, most)) => Err(error(
+                "build",
+                ErrorKind::InvalidInput,
+                format!("MapSizes::{name}: {size}: must be {least} to {most}"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Describes an [`EbpfDatapath`]. Nothing is touched before [`EbpfBuilder::build`].
+#[derive(Clone, Debug)]
+pub struct EbpfBuilder {
+    pub(crate) network_namespace: Option<PathBuf>,
+    pub(crate) external_interfaces: Vec<String>,
+    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) sizes: MapSizes,
+    pub(crate) snat_ports: RangeInclusive<u16>,
+}
+
+impl Default for EbpfBuilder {
+    fn default() -> Self {
+        Self {
+            network_namespace: None,
+            external_interfaces: Vec::new(),
+            cgroup: None,
+            sizes: MapSizes::default(),
+            // Beyond net.ipv4.ip_local_port_range (32768 to 60999) and the node ports (30000 to 32767), so
+            // that no socket of the node has the same port.
+            snat_ports: 61_000..=65_535,
+        }
+    }
+}
+
+impl EbpfBuilder {
+    /// The network namespace of the node, such as `/run/netns/NAME` or `/proc/PID/ns/net`. The current one
+    /// when not set.
+    #[must_use]
+    pub fn network_namespace(mut self, path: impl Into<PathBuf>) -> Self {
+        self.network_namespace = Some(path.into());
+        self
+    }
+
+    /// Adds an interface through which clients outside and other nodes reach this node.
+    #[must_use]
+    pub fn external_interface(mut self, name: impl Into<String>) -> Self {
+        self.external_interfaces.push(name.into());
+        self
+    }
+
+    /// The cgroup (version 2) whose processes, as far as they live in the node's network namespace, reach
+    /// Services through their sockets. Without it this node's own processes reach no Service.
+    #[must_use]
+    pub fn cgroup(mut self, path: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(path.into());
+        self
+    }
+
+    /// Sets the sizes of the maps.
+    #[must_use]
+    pub fn map_sizes(mut self, sizes: MapSizes) -> Self {
+        self.sizes = sizes;
+        self
+    }
+
+    /// The source ports of masqueraded flows; 61000 to 65535 when not set. They should be outside
+    /// `net.ipv4.ip_local_port_range`, where the node's own sockets take their ports, and outside the
+    /// cluster's node port range.
+    #[must_use]
+    pub fn snat_ports(mut self, ports: RangeInclusive<u16>) -> Self {
+        self.snat_ports = ports;
+        self
+    }
+
+    /// Checks the settings and the kernel, then loads programs and maps. Blocks for some 10 ms.
+    ///
+    /// Packets meet the programs only after the first [`replace`](kubenet_core::datapath::Datapath::replace)
+    /// has filled the maps.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] names the setting and the rule, [`ErrorKind::Unsupported`] and
+    /// [`ErrorKind::Permission`] what is missing on this machine. Nothing was changed then.
+    pub fn build(self) -> Result<EbpfDatapath, DatapathError> {
+        self.sizes.check()?;
+        let invalid = |message: String| error("build", ErrorKind::InvalidInput, message);
+        let (first, last) = (*self.snat_ports.start(), *self.snat_ports.end());
+        if first == 0 || first > last {
+            return Err(invalid(format!(
+                "snat_ports: {first} to {last}: must be a range of ports from 1 to 65535 that is not empty"
+            )));
+        }
+        for (i, name) in self.external_interfaces.iter().enumerate() {
+            check_interface(name).map_err(|rule| invalid(format!("external_interface: {name:?}: {rule}")))?;
+            if self.external_interfaces[..i].contains(name) {
+                return Err(invalid(format!("external_interface: {name:?}: is named twice")));
+            }
+        }
+        EbpfDatapath::start(self)
+    }
+}
+
+/// The kernel's rule for names of interfaces.
+pub(crate) fn check_interface(name: &str) -> Result<(), &'static str> {
+    let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_ascii_whitespace();
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
+        return Err("must have 1 to 15 characters, without '/', ':' and white space");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(builder: EbpfBuilder) -> String {
+        let error = builder.build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        error.message().to_owned()
+    }
+
+    #[test]
+    #[allow(clippy::reversed_empty_ranges)]
+    fn a_bad_setting_is_named_with_its_rule() {
+        let builder = EbpfDatapath::builder;
+        assert_eq!(
+            message(builder().map_sizes(MapSizes { slots: 0, ..MapSizes::default() })),
+            "MapSizes::slots: 0: must be 1 to 67108864"
+        );
+        assert!(message(builder().snat_ports(9..=8)).starts_with("snat_ports: 9 to 8: must be a range"));
+        assert!(message(builder().external_interface("")).starts_with("external_interface: \"\": must have"));
+        assert!(
+            message(builder().external_interface("eth0").external_interface("eth0")).ends_with("named twice")
+        );
+    }
+}

@@ -1,0 +1,207 @@
+use std::{io, sync::Arc};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use kubenet_core::{
+    datapath::{
+        ApplyReport, Capabilities, Close, Counters, Datapath, DatapathError, DatapathEvent, DrainStatus,
+        ErrorKind, EventHub, Limitation,
+    },
+    route::{RouteDelta, RouteTable},
+    worker::Worker,
+};
+
+use crate::{
+    EbpfBuilder, Metrics,
+    engine::Engine,
+    error::{NAME, error},
+};
+
+/// Routes Services in eBPF: programs at the interfaces of pods and of the node, and at the sockets of the
+/// node's own processes.
+///
+/// Packets meet the programs after the first [`replace`](Datapath::replace). Dropping the datapath detaches
+/// them, which ends the translation of the flows that it serves; see [`Datapath::drain`] for how many those
+/// are.
+#[derive(Debug)]
+pub struct EbpfDatapath {
+    /// `None` once it is closed.
+    worker: Worker<Option<Engine>>,
+    capabilities: Capabilities,
+    events: EventHub,
+}
+
+/// An error at the start of the thread.
+struct StartError(DatapathError);
+
+impl From<io::Error> for StartError {
+    fn from(e: io::Error) -> Self {
+        Self(crate::error::caused("build", ErrorKind::Unavailable, "cannot start a thread", e))
+    }
+}
+
+impl EbpfDatapath {
+    /// Begins a datapath.
+    pub fn builder() -> EbpfBuilder {
+        EbpfBuilder::default()
+    }
+
+    pub(crate) fn start(builder: EbpfBuilder) -> Result<Self, DatapathError> {
+        let events = EventHub::default();
+        let capabilities = capabilities(&builder);
+        let for_engine = (capabilities.clone(), events.clone());
+        let init = move || {
+            let (capabilities, events) = for_engine;
+            Engine::start(builder, capabilities, events).map(Some).map_err(StartError)
+        };
+        let worker = Worker::spawn("kubenet-ebpf", init).map_err(|StartError(e)| e)?;
+        Ok(Self { worker, capabilities, events })
+    }
+
+    /// Serves the pod behind this interface: the host's end of its veth pair. Before the first
+    /// [`replace`](Datapath::replace) the interface is only remembered. Idempotent; call it again when the
+    /// interface was made anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when there is no such interface in the node's network namespace.
+    pub async fn attach_pod(&self, interface: &str) -> Result<(), DatapathError> {
+        let interface = interface.to_owned();
+        self.run("attach_pod", move |engine| engine.attach_pod(&interface)).await
+    }
+
+    /// Ends that. An interface that is gone, or was never attached, is no error.
+    ///
+    /// # Errors
+    /// The kernel's, when the programs cannot be detached.
+    pub async fn detach_pod(&self, interface: &str) -> Result<(), DatapathError> {
+        let interface = interface.to_owned();
+        self.run("detach_pod", move |engine| engine.detach_pod(&interface)).await
+    }
+
+    /// What the programs counted, dropped packets by reason among it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] after [`Datapath::close`].
+    pub async fn metrics(&self) -> Result<Metrics, DatapathError> {
+        self.run("metrics", |engine| engine.metrics()).await
+    }
+
+    async fn run<R: Send + 'static>(
+        &self,
+        operation: &'static str,
+        job: impl FnOnce(&mut Engine) -> Result<R, DatapathError> + Send + 'static,
+    ) -> Result<R, DatapathError> {
+        let job = move |engine: &mut Option<Engine>| match engine {
+            Some(engine) => job(engine),
+            None => Err(closed(operation)),
+        };
+        self.worker.run(job).await.unwrap_or_else(|gone| {
+            Err(crate::error::caused(operation, ErrorKind::Internal, "a job of this datapath panicked", gone))
+        })
+    }
+}
+
+fn closed(operation: &'static str) -> DatapathError {
+    error(operation, ErrorKind::Unavailable, "the datapath is closed: build another one")
+}
+
+fn capabilities(builder: &EbpfBuilder) -> Capabilities {
+    let mut capabilities = Capabilities::basic();
+    capabilities.local_backends_see_client = true;
+    let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
+    add(
+        "UDP flows at a swap",
+        "a UDP packet does not tell whether its flow is new: what another datapath began may get another backend",
+    );
+    add(
+        "masqueraded flows at a swap",
+        "replies come back to a port that only the datapath that chose it knows: keep it draining until they end",
+    );
+    add(
+        "fragments",
+        "a fragmented packet to a Service is dropped and counted: only its first fragment has ports",
+    );
+    add(
+        "ICMP errors",
+        "errors about translated flows, such as fragmentation needed, are not translated back: clients need \
+         the path's MTU on their route",
+    );
+    if builder.cgroup.is_none() {
+        add(
+            "this node's own processes",
+            "they reach no Service: translation at their sockets needs a cgroup (EbpfBuilder::cgroup)",
+        );
+    } else {
+        add(
+            "connected UDP sockets of this node",
+            "they stay with the backend that they had when they connected, also when it is gone",
+        );
+    }
+    if builder.external_interfaces.is_empty() {
+        add(
+            "node ports",
+            "no client outside reaches them: none of the node's interfaces is named \
+             (EbpfBuilder::external_interface)",
+        );
+    }
+    capabilities
+}
+
+#[async_trait]
+impl Datapath for EbpfDatapath {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn replace(&self, table: Arc<RouteTable>) -> Result<ApplyReport, DatapathError> {
+        self.run("replace", move |engine| engine.replace(&table)).await
+    }
+
+    async fn apply(&self, delta: Arc<RouteDelta>) -> Result<ApplyReport, DatapathError> {
+        self.run("apply", move |engine| engine.apply(&delta)).await
+    }
+
+    async fn read(&self) -> Result<RouteTable, DatapathError> {
+        self.run("read", Engine::read).await
+    }
+
+    async fn counters(&self) -> Result<Counters, DatapathError> {
+        let message = "this datapath counts for the whole node, not by route: see EbpfDatapath::metrics";
+        Err(error("counters", ErrorKind::Unsupported, message))
+    }
+
+    async fn drain(&self) -> Result<DrainStatus, DatapathError> {
+        self.run("drain", Engine::drain).await
+    }
+
+    /// [`Close::Keep`] is [`ErrorKind::Unsupported`], and the datapath goes on: maps and links are not pinned.
+    async fn close(&self, how: Close) -> Result<(), DatapathError> {
+        if how == Close::Keep {
+            let message = "the programs end with this process, as nothing is pinned: drain the datapath and use \
+                           Close::Remove";
+            return Err(error("close", ErrorKind::Unsupported, message));
+        }
+        let events = self.events.clone();
+        let job = move |engine: &mut Option<Engine>| {
+            let engine = engine.take().ok_or_else(|| closed("close"))?;
+            let failures = engine.remove();
+            events.emit(&DatapathEvent::Closed);
+            events.end();
+            if failures.is_empty() {
+                return Ok(());
+            }
+            Err(error("close", ErrorKind::Unavailable, failures.join("; ")))
+        };
+        self.worker.run(job).await.unwrap_or_else(|gone| {
+            Err(crate::error::caused("close", ErrorKind::Internal, "a job of this datapath panicked", gone))
+        })
+    }
+
+    fn events(&self) -> BoxStream<'static, DatapathEvent> {
+        self.events.subscribe()
+    }
+}

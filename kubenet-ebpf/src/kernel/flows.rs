@@ -1,0 +1,116 @@
+//! Which flows live: what would be cut if the datapath ended.
+
+use std::{collections::HashMap, io, os::fd::AsFd};
+
+use aya::maps::IterableMap;
+use kubenet_core::{datapath::DatapathError, model::Protocol};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    batch,
+    maps::{FamilyMaps, Maps},
+};
+use crate::layout::{Address, CLOCK_SHIFT, CT_FIN, CT_REPLY, CT_RST, CT_SEEN_REPLY, Conntrack, Tuple};
+
+/// Seconds without a packet after which a flow counts as gone, though nobody closed it.
+mod idle {
+    /// An open TCP connection, both sides of which were heard.
+    pub(super) const TCP: u32 = 3600;
+    /// One that is closed on one side.
+    pub(super) const TCP_CLOSING: u32 = 120;
+    /// One that nobody answered.
+    pub(super) const TCP_OPENING: u32 = 60;
+    pub(super) const UDP: u32 = 60;
+}
+
+/// The clock of `last_seen`.
+pub(crate) fn clock() -> io::Result<u32> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64 >> CLOCK_SHIFT) as u32)
+}
+
+/// Number of live flows of both families.
+pub(crate) fn count(maps: &Maps) -> Result<u64, DatapathError> {
+    let now = clock().map_err(|e| maps.unreadable("conntrack4", e))?;
+    let v4 = count_family(&maps.v4, now).map_err(|e| maps.unreadable("conntrack4", e))?;
+    let v6 = count_family(&maps.v6, now).map_err(|e| maps.unreadable("conntrack6", e))?;
+    Ok(v4 + v6)
+}
+
+fn count_family<A: Address>(maps: &FamilyMaps<A>, now: u32) -> io::Result<u64> {
+    let mut forward = Vec::new();
+    let mut replies = HashMap::new();
+    batch::for_each(maps.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
+        if entry.flags & CT_REPLY == 0 {
+            forward.push((tuple, entry));
+        } else {
+            replies.insert(tuple, (entry.flags, entry.last_seen));
+        }
+    })?;
+    let live = forward.iter().filter(|(tuple, entry)| {
+        let reply = replies.get(&reply_tuple(tuple, entry)).copied();
+        is_live(tuple.proto, (entry.flags, entry.last_seen), reply, now)
+    });
+    Ok(live.count() as u64)
+}
+
+/// The tuple of the answers to a forward entry's packets: from the backend to whom it sees.
+fn reply_tuple<A: Address>(tuple: &Tuple<A>, entry: &Conntrack<A>) -> Tuple<A> {
+    Tuple {
+        saddr: entry.daddr,
+        daddr: entry.saddr,
+        sport: entry.dport,
+        dport: entry.sport,
+        proto: tuple.proto,
+        pad: [0; 3],
+    }
+}
+
+/// Flags and time of the last packet in each direction; the way back may be missing.
+fn is_live(proto: u8, forward: (u32, u32), reply: Option<(u32, u32)>, now: u32) -> bool {
+    let (back, back_seen) = reply.unwrap_or((0, forward.1));
+    let ticks = now.wrapping_sub(forward.1).min(now.wrapping_sub(back_seen));
+    // The programs' clock may be a tick ahead of the one that was read before.
+    let ticks = if ticks > u32::MAX / 2 { 0 } else { ticks };
+    let limit = if proto == Protocol::Udp.number() {
+        idle::UDP
+    } else if (forward.0 | back) & CT_RST != 0 || (forward.0 & back) & CT_FIN != 0 {
+        return false;
+    } else if (forward.0 | back) & CT_FIN != 0 {
+        idle::TCP_CLOSING
+    } else if forward.0 & CT_SEEN_REPLY == 0 {
+        idle::TCP_OPENING
+    } else {
+        idle::TCP
+    };
+    u64::from(ticks) << CLOCK_SHIFT <= u64::from(limit) * 1_000_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+
+    #[test]
+    fn a_connection_lives_until_both_sides_closed_it_or_one_reset_it() {
+        let open = (CT_SEEN_REPLY, 1000);
+        assert!(is_live(TCP, open, Some((CT_REPLY, 1000)), 1010));
+        assert!(is_live(TCP, (open.0 | CT_FIN, 1000), Some((CT_REPLY, 1000)), 1010));
+        assert!(!is_live(TCP, (open.0 | CT_FIN, 1000), Some((CT_REPLY | CT_FIN, 1000)), 1010));
+        assert!(!is_live(TCP, open, Some((CT_REPLY | CT_RST, 1000)), 1010));
+        assert!(!is_live(TCP, (open.0 | CT_RST, 1000), None, 1000));
+    }
+
+    #[test]
+    fn silence_ends_a_flow() {
+        assert!(is_live(UDP, (0, 1000), None, 1050));
+        assert!(!is_live(UDP, (0, 1000), None, 1070));
+        assert!(is_live(UDP, (0, 1000), Some((CT_REPLY, 1060)), 1070), "answers count, too");
+        assert!(!is_live(TCP, (0, 1000), None, 1070), "nobody answered");
+        assert!(is_live(TCP, (CT_SEEN_REPLY, 1000), None, 3000));
+        assert!(!is_live(TCP, (CT_SEEN_REPLY, 1000), None, 5000));
+        assert!(is_live(UDP, (0, 1001), None, 1000), "the clocks may differ by a tick");
+    }
+}

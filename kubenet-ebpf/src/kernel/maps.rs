@@ -1,0 +1,314 @@
+//! The maps, typed.
+
+use std::{io, net::IpAddr, num::NonZeroU16, os::fd::AsFd};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
+};
+use kubenet_core::{
+    datapath::{DatapathError, ErrorKind},
+    model::{IpFamily, Protocol},
+    route::{Backend, BackendState, Frontend, FrontendAddress},
+};
+use nix::errno::Errno;
+
+use super::{batch, membarrier, mmap::Mapped};
+use crate::{
+    error::{caused, error},
+    ids::Handle,
+    layout::{
+        self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
+        Conntrack, Service, ServiceKey, ServiceName, Tuple,
+    },
+    program::Tables,
+};
+
+/// Every map of the object that user space reads or writes.
+pub(crate) struct Maps {
+    pub(crate) v4: FamilyMaps<Addr4>,
+    pub(crate) v6: FamilyMaps<Addr6>,
+    pub(crate) slots: Mapped<u32>,
+    pub(crate) config: Mapped<Config>,
+    names: HashMap<MapData, u32, ServiceName>,
+    metrics: PerCpuArray<MapData, u64>,
+    /// What is going on, for errors.
+    pub(crate) operation: &'static str,
+}
+
+/// The maps of one address family.
+pub(crate) struct FamilyMaps<A: Address> {
+    services: HashMap<MapData, ServiceKey<A>, Service>,
+    pub(crate) backends: Mapped<layout::Backend<A>>,
+    pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
+    pub(crate) node_addrs: HashMap<MapData, A, u32>,
+    pub(crate) pod_cidrs: LpmTrie<MapData, A, u32>,
+}
+
+/// Word of `struct config` with the flags.
+const CONFIG_FLAGS_WORD: usize = 1;
+
+/// Takes a map out of the loaded object.
+fn take<T, E: Into<MapError>>(
+    ebpf: &mut Ebpf,
+    name: &str,
+    make: impl FnOnce(Map) -> Result<T, E>,
+) -> Result<T, DatapathError> {
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| error("build", ErrorKind::Internal, format!("the object has no map {name}")))?;
+    make(map).map_err(|e| {
+        let message = format!("map {name} of the object has not the layout that this library expects");
+        caused("build", ErrorKind::Internal, message, e.into())
+    })
+}
+
+fn mapped<V: Pod>(map: Map) -> Result<Mapped<V>, MapError> {
+    match map {
+        Map::Array(data) => Ok(Mapped::new(&data)?),
+        other => Err(io::Error::other(format!("is not an array: {other:?}")).into()),
+    }
+}
+
+impl<A: Address> FamilyMaps<A> {
+    fn take(ebpf: &mut Ebpf, family: char) -> Result<Self, DatapathError> {
+        let name = |base: &str| format!("{base}{family}");
+        Ok(Self {
+            services: take(ebpf, &name("services"), HashMap::try_from)?,
+            backends: take(ebpf, &name("backends"), mapped)?,
+            conntrack: take(ebpf, &name("conntrack"), HashMap::try_from)?,
+            node_addrs: take(ebpf, &name("node_addrs"), HashMap::try_from)?,
+            pod_cidrs: take(ebpf, &name("pod_cidrs"), LpmTrie::try_from)?,
+        })
+    }
+
+    fn write_backend(&self, handle: Handle, addr: A, backend: &Backend) {
+        let mut flags = BACKEND_ALIVE;
+        if backend.local {
+            flags |= BACKEND_LOCAL;
+        }
+        if backend.state == BackendState::Terminating {
+            flags |= BACKEND_TERMINATING;
+        }
+        let entry =
+            layout::Backend { addr, port: backend.port.get().into(), flags, generation: handle.generation };
+        self.store_backend(handle.id, &entry);
+    }
+
+    /// Port and flags share a word, which is written last.
+    fn store_backend(&self, id: u32, entry: &layout::Backend<A>) {
+        let stored = self.backends.store(id, entry, size_of::<A>() / 4);
+        debug_assert!(stored, "backend id {id} is not an index of the map");
+    }
+
+    fn kill_backend(&self, id: u32) {
+        if let Some(mut entry) = self.backends.load(id) {
+            entry.flags &= !BACKEND_ALIVE;
+            self.store_backend(id, &entry);
+        }
+    }
+
+    fn services(&self, visit: impl FnMut(ServiceKey<A>, Service)) -> io::Result<()> {
+        batch::for_each(self.services.map().fd().as_fd(), visit)
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of the loaded object.
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self {
+            v4: FamilyMaps::take(ebpf, '4')?,
+            v6: FamilyMaps::take(ebpf, '6')?,
+            slots: take(ebpf, "slots", mapped)?,
+            config: take(ebpf, "config", mapped)?,
+            names: take(ebpf, "service_names", HashMap::try_from)?,
+            metrics: take(ebpf, "metrics", PerCpuArray::try_from)?,
+            operation: "build",
+        })
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        self.config.load(0).unwrap_or_default()
+    }
+
+    pub(crate) fn set_config(&self, config: &Config) {
+        self.config.store(0, config, CONFIG_FLAGS_WORD);
+    }
+
+    /// Every entry of `services4` and `services6`. An entry that is no frontend goes to `strangers`.
+    pub(crate) fn services(
+        &self,
+        strangers: &mut Vec<String>,
+    ) -> Result<Vec<(Frontend, Service)>, DatapathError> {
+        let mut found = Vec::new();
+        let mut add = |family, addr: IpAddr, port: Be16, proto: u8, service: Service| match frontend(
+            family, addr, port, proto,
+        ) {
+            Some(frontend) => found.push((frontend, service)),
+            None => strangers.push(format!("{addr}, port {}, protocol {proto}", u16::from(port))),
+        };
+        self.v4
+            .services(|k, s| add(IpFamily::V4, k.addr.into(), k.port, k.proto, s))
+            .map_err(|e| self.unreadable("services4", e))?;
+        self.v6
+            .services(|k, s| add(IpFamily::V6, k.addr.into(), k.port, k.proto, s))
+            .map_err(|e| self.unreadable("services6", e))?;
+        Ok(found)
+    }
+
+    /// Every entry of `service_names`.
+    pub(crate) fn names(&self) -> Result<std::collections::HashMap<u32, ServiceName>, DatapathError> {
+        let mut names = std::collections::HashMap::new();
+        batch::for_each(self.names.map().fd().as_fd(), |id, name| {
+            names.insert(id, name);
+        })
+        .map_err(|e| self.unreadable("service_names", e))?;
+        Ok(names)
+    }
+
+    /// The backend behind an id, as far as the entry is alive.
+    pub(crate) fn backend(&self, family: IpFamily, id: u32) -> Option<Backend> {
+        fn read<A: Address>(maps: &FamilyMaps<A>, id: u32) -> Option<(IpAddr, Be16, u16)> {
+            let entry = maps.backends.load(id)?;
+            Some((entry.addr.into(), entry.port, entry.flags))
+        }
+        let (address, port, flags) = match family {
+            IpFamily::V4 => read(&self.v4, id),
+            IpFamily::V6 => read(&self.v6, id),
+        }?;
+        if flags & BACKEND_ALIVE == 0 {
+            return None;
+        }
+        let terminating = flags & BACKEND_TERMINATING != 0;
+        Some(Backend {
+            address,
+            port: NonZeroU16::new(port.into())?,
+            local: flags & BACKEND_LOCAL != 0,
+            state: if terminating { BackendState::Terminating } else { BackendState::Ready },
+        })
+    }
+
+    /// One number for each index of `metrics`, all CPUs together.
+    pub(crate) fn metric(&self, index: u32) -> Result<u64, DatapathError> {
+        let by_cpu = self.metrics.get(&index, 0).map_err(|e| self.failed("metrics", "metrics", e))?;
+        Ok(by_cpu.iter().sum())
+    }
+
+    /// An error for a failed call on a map, with its size and the setting where it is full.
+    pub(crate) fn failed(&self, map: &str, setting: &str, error: MapError) -> DatapathError {
+        let errno = match &error {
+            MapError::SyscallError(e) => e.io_error.raw_os_error(),
+            MapError::IoError(e) => e.raw_os_error(),
+            _ => None,
+        };
+        let (kind, message) = match errno.map(Errno::from_raw) {
+            Some(Errno::E2BIG | Errno::ENOSPC) => {
+                (ErrorKind::Capacity, format!("map {map} is full: raise MapSizes::{setting}"))
+            }
+            Some(Errno::ENOMEM) => {
+                (ErrorKind::Unavailable, format!("the kernel has no memory for another entry of map {map}"))
+            }
+            Some(Errno::EPERM | Errno::EACCES) => {
+                (ErrorKind::Permission, format!("map {map}: the privilege CAP_BPF is gone"))
+            }
+            _ => (ErrorKind::Internal, format!("map {map}: a call failed")),
+        };
+        caused(self.operation, kind, message, error)
+    }
+
+    pub(crate) fn unreadable(&self, map: &str, error: io::Error) -> DatapathError {
+        caused(self.operation, ErrorKind::Unavailable, format!("cannot read map {map}"), error)
+    }
+}
+
+/// The frontend of a key of `services4` or `services6`.
+fn frontend(family: IpFamily, addr: IpAddr, port: Be16, proto: u8) -> Option<Frontend> {
+    let protocol = Protocol::from_number(proto)?;
+    let port = NonZeroU16::new(port.into())?;
+    Some(if addr.is_unspecified() {
+        Frontend::node_port(family, port, protocol)
+    } else {
+        Frontend::ip(addr, port, protocol)
+    })
+}
+
+/// The key of a frontend, in the family that it has.
+enum Key {
+    V4(ServiceKey<Addr4>),
+    V6(ServiceKey<Addr6>),
+}
+
+fn key(frontend: &Frontend) -> Key {
+    fn make<A: Address>(addr: A, frontend: &Frontend) -> ServiceKey<A> {
+        let proto = frontend.protocol.number();
+        ServiceKey { addr, port: frontend.port.get().into(), proto, pad: 0 }
+    }
+    match frontend.address {
+        FrontendAddress::Ip(IpAddr::V4(address)) => Key::V4(make(address.into(), frontend)),
+        FrontendAddress::Ip(IpAddr::V6(address)) => Key::V6(make(address.into(), frontend)),
+        FrontendAddress::NodePort(IpFamily::V4) => Key::V4(make(Addr4::default(), frontend)),
+        FrontendAddress::NodePort(IpFamily::V6) => Key::V6(make(Addr6::default(), frontend)),
+    }
+}
+
+/// A deletion of what is not there is none that failed.
+fn deleted(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        other => other,
+    }
+}
+
+impl Tables for Maps {
+    fn write_backend(&mut self, _: IpFamily, handle: Handle, backend: &Backend) {
+        match backend.address {
+            IpAddr::V4(address) => self.v4.write_backend(handle, address.into(), backend),
+            IpAddr::V6(address) => self.v6.write_backend(handle, address.into(), backend),
+        }
+    }
+
+    fn kill_backend(&mut self, family: IpFamily, id: u32) {
+        match family {
+            IpFamily::V4 => self.v4.kill_backend(id),
+            IpFamily::V6 => self.v6.kill_backend(id),
+        }
+    }
+
+    fn write_slots(&mut self, base: u32, ids: &[u32]) {
+        for (slot, id) in (base..).zip(ids) {
+            let stored = self.slots.store(slot, id, 0);
+            debug_assert!(stored, "slot {slot} is not an index of the map");
+        }
+    }
+
+    fn write_name(&mut self, id: u32, name: &ServiceName) -> Result<(), DatapathError> {
+        let result = self.names.insert(id, name, 0);
+        result.map_err(|e| self.failed("service_names", "services", e))
+    }
+
+    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
+        let result = deleted(self.names.remove(&id));
+        result.map_err(|e| self.failed("service_names", "services", e))
+    }
+
+    fn write_service(&mut self, frontend: &Frontend, service: &Service) -> Result<(), DatapathError> {
+        let (map, result) = match key(frontend) {
+            Key::V4(key) => ("services4", self.v4.services.insert(key, service, 0)),
+            Key::V6(key) => ("services6", self.v6.services.insert(key, service, 0)),
+        };
+        result.map_err(|e| self.failed(map, "services", e))
+    }
+
+    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
+        let (map, result) = match key(frontend) {
+            Key::V4(key) => ("services4", deleted(self.v4.services.remove(&key))),
+            Key::V6(key) => ("services6", deleted(self.v6.services.remove(&key))),
+        };
+        result.map_err(|e| self.failed(map, "services", e))
+    }
+
+    fn wait_grace_period(&mut self) -> bool {
+        membarrier()
+    }
+}

@@ -1,0 +1,324 @@
+//! The part that touches the kernel. All of it runs on the datapath's own thread.
+
+mod attach;
+mod batch;
+mod flows;
+mod maps;
+mod mmap;
+mod netns;
+mod node;
+mod probe;
+mod read;
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use aya::{Ebpf, EbpfLoader, util::KernelVersion};
+use kubenet_core::{
+    datapath::{ApplyReport, Capabilities, DatapathError, DatapathEvent, DrainStatus, ErrorKind, EventHub},
+    model::IpFamily,
+    route::{NodeRouting, Revision, Route, RouteDelta, RouteTable},
+};
+use nix::libc;
+
+pub(crate) use self::probe::probe;
+use self::{attach::Attachments, maps::Maps};
+use crate::{
+    EbpfBuilder, MapSizes, Metric, Metrics,
+    error::{caused, error},
+    layout::{self, CONFIG_DRAINING},
+    program::{Outcome, Tables, program},
+    rest::Now,
+    state::{State, encode_name},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
+
+/// A loaded object and what was done with it.
+pub(crate) struct Engine {
+    // First of all: detaches before programs and maps are closed.
+    attachments: Attachments,
+    ebpf: Ebpf,
+    maps: Maps,
+    state: State,
+    sizes: MapSizes,
+    capabilities: Capabilities,
+    events: EventHub,
+    started: Instant,
+}
+
+impl Engine {
+    /// Enters the namespace, checks the kernel and loads. Nothing is attached.
+    pub(crate) fn start(
+        builder: EbpfBuilder,
+        capabilities: Capabilities,
+        events: EventHub,
+    ) -> Result<Self, DatapathError> {
+        let EbpfBuilder { network_namespace, external_interfaces, cgroup, sizes, snat_ports } = builder;
+        if let Some(path) = &network_namespace {
+            netns::enter(path)?;
+        }
+        let found = probe()?;
+        let netns_cookie = netns_cookie(cgroup.as_ref())?;
+        let sockets = cgroup.is_some();
+        let attachments = Attachments::new(external_interfaces, cgroup, found.tcx, events.clone())?;
+        let mut ebpf = load(&sizes, found.connect_refused)?;
+        attach::load(&mut ebpf, sockets)?;
+        let maps = Maps::take(&mut ebpf)?;
+        maps.set_config(&layout::Config {
+            netns_cookie,
+            snat_port_min: *snat_ports.start(),
+            snat_port_max: *snat_ports.end(),
+            ..layout::Config::default()
+        });
+        tracing::debug!(?found, "loaded");
+        Ok(Self {
+            attachments,
+            ebpf,
+            maps,
+            state: State::new(sizes.clone()),
+            sizes,
+            capabilities,
+            events,
+            started: Instant::now(),
+        })
+    }
+
+    /// [`Datapath::replace`](kubenet_core::datapath::Datapath::replace).
+    pub(crate) fn replace(&mut self, table: &RouteTable) -> Result<ApplyReport, DatapathError> {
+        const OPERATION: &str = "replace";
+        let begin = Instant::now();
+        self.maps.operation = OPERATION;
+        self.write_node(table.node())?;
+        self.repair()?;
+        let work = self.state.diff(table);
+        let outcome = self.program(OPERATION, work);
+        self.state.revision = table.revision();
+        self.set_draining(false);
+        self.attachments.ensure(&mut self.ebpf, OPERATION)?;
+        Ok(self.report(outcome, begin))
+    }
+
+    /// [`Datapath::apply`](kubenet_core::datapath::Datapath::apply).
+    pub(crate) fn apply(&mut self, delta: &RouteDelta) -> Result<ApplyReport, DatapathError> {
+        const OPERATION: &str = "apply";
+        let begin = Instant::now();
+        self.maps.operation = OPERATION;
+        if delta.base != self.state.revision {
+            let message =
+                format!("the delta starts from {}, the kernel is at {}", delta.base, self.state.revision);
+            return Err(error(OPERATION, ErrorKind::Conflict, message));
+        }
+        if let Some(node) = &delta.node {
+            self.write_node(node)?;
+        }
+        let state = &self.state;
+        let upserts = delta
+            .upserts
+            .iter()
+            .filter(|route| state.get(&route.frontend).is_none_or(|p| p.route != **route))
+            .map(Arc::clone)
+            .collect();
+        let removals = delta.removals.iter().filter(|f| state.get(f).is_some()).copied().collect();
+        let outcome = self.program(OPERATION, (upserts, removals));
+        self.state.revision = delta.revision;
+        self.attachments.ensure(&mut self.ebpf, OPERATION)?;
+        Ok(self.report(outcome, begin))
+    }
+
+    /// [`Datapath::read`](kubenet_core::datapath::Datapath::read).
+    pub(crate) fn read(&mut self) -> Result<RouteTable, DatapathError> {
+        self.maps.operation = "read";
+        read::read(&self.maps, self.state.revision)
+    }
+
+    /// [`Datapath::drain`](kubenet_core::datapath::Datapath::drain).
+    pub(crate) fn drain(&mut self) -> Result<DrainStatus, DatapathError> {
+        self.maps.operation = "drain";
+        if self.set_draining(true) {
+            self.events.emit(&DatapathEvent::Draining);
+        }
+        Ok(DrainStatus { flows: flows::count(&self.maps)? })
+    }
+
+    /// Counts since the start.
+    pub(crate) fn metrics(&mut self) -> Result<Metrics, DatapathError> {
+        self.maps.operation = "metrics";
+        let indexed = (0..).zip(Metric::ALL);
+        indexed.map(|(index, metric)| Ok((metric, self.maps.metric(index)?))).collect()
+    }
+
+    /// Attaches the programs to a pod's interface.
+    pub(crate) fn attach_pod(&mut self, name: &str) -> Result<(), DatapathError> {
+        self.attachments.attach_pod(&mut self.ebpf, name)
+    }
+
+    /// Detaches them.
+    pub(crate) fn detach_pod(&mut self, name: &str) -> Result<(), DatapathError> {
+        self.attachments.detach_pod(name)
+    }
+
+    /// Removes every trace, and returns what failed.
+    pub(crate) fn remove(mut self) -> Vec<String> {
+        self.attachments.detach_all()
+    }
+
+    fn now(&self) -> Now {
+        self.started.elapsed()
+    }
+
+    fn write_node(&mut self, node: &Arc<NodeRouting>) -> Result<(), DatapathError> {
+        node::write(&mut self.maps, node, &self.sizes)?;
+        self.state.node = Arc::clone(node);
+        Ok(())
+    }
+
+    fn program(
+        &mut self,
+        operation: &'static str,
+        work: (Vec<Arc<Route>>, Vec<kubenet_core::route::Frontend>),
+    ) -> Outcome {
+        let now = self.now();
+        program(&mut self.state, &mut self.maps, &self.capabilities, operation, work, now)
+    }
+
+    /// True when the flag was set the other way.
+    fn set_draining(&mut self, draining: bool) -> bool {
+        let mut config = self.maps.config();
+        let before = config.flags;
+        if draining {
+            config.flags |= CONFIG_DRAINING;
+        } else {
+            config.flags &= !CONFIG_DRAINING;
+        }
+        self.maps.set_config(&config);
+        config.flags != before
+    }
+
+    fn report(&self, outcome: Outcome, begin: Instant) -> ApplyReport {
+        let revision: Revision = self.state.revision;
+        for failure in &outcome.failed {
+            self.events.emit(&DatapathEvent::RouteFailed {
+                frontend: failure.frontend,
+                service_port: failure.service_port.clone(),
+                error: failure.error.clone(),
+            });
+        }
+        self.events.emit(&DatapathEvent::Applied { revision });
+        let mut report = ApplyReport::new(revision);
+        report.upserted = outcome.upserted;
+        report.removed = outcome.removed;
+        report.failed = outcome.failed;
+        report.took = begin.elapsed();
+        report
+    }
+
+    /// Puts back what is programmed where somebody else changed the maps. Writes of what is there already
+    /// change nothing that a packet can see.
+    fn repair(&mut self) -> Result<(), DatapathError> {
+        for family in IpFamily::ALL {
+            for (handle, backend) in self.state.backends(family).iter() {
+                self.maps.write_backend(family, handle, backend);
+            }
+        }
+        let mut strangers = Vec::new();
+        let services: std::collections::HashMap<_, _> =
+            self.maps.services(&mut strangers)?.into_iter().collect();
+        let names = self.maps.names()?;
+        for programmed in self.state.routes() {
+            let sets = [Some(&programmed.internal), programmed.external.as_ref()];
+            for set in sets.into_iter().flatten() {
+                self.maps.write_slots(set.range.base, &set.ids);
+            }
+        }
+        let mut drift = strangers;
+        let mut lost = Vec::new();
+        for programmed in self.state.routes() {
+            let route = &programmed.route;
+            if let Ok(name) = encode_name(&route.service_port, route.kind)
+                && names.get(&programmed.id) != Some(&name)
+            {
+                drift.push(format!("the name of {}", route.service_port));
+                self.maps.write_name(programmed.id, &name)?;
+            }
+            let service = programmed.service();
+            if services.get(&route.frontend) != Some(&service) {
+                drift.push(format!("the entry of {}", route.frontend));
+                if self.maps.write_service(&route.frontend, &service).is_err() {
+                    lost.push(route.frontend);
+                }
+            }
+        }
+        for frontend in services.keys().filter(|f| self.state.get(f).is_none()) {
+            drift.push(format!("a foreign entry for {frontend}"));
+            self.maps.remove_service(frontend)?;
+        }
+        // What could not be put back is written from scratch, and reported when that fails.
+        for frontend in lost {
+            let now = self.now();
+            // Its backends and its name are cleaned from the maps with the next change of their ids.
+            let _retired = self.state.remove(&frontend, now);
+        }
+        if !drift.is_empty() {
+            let detail = format!("somebody changed the maps: put right: {}", drift.join(", "));
+            self.events.emit(&DatapathEvent::Drift { detail });
+        }
+        Ok(())
+    }
+}
+
+fn netns_cookie(cgroup: Option<&PathBuf>) -> Result<u64, DatapathError> {
+    match (netns::cookie(), cgroup) {
+        (Ok(cookie), _) => Ok(cookie),
+        (Err(_), None) => Ok(0),
+        // Without it the programs would translate for every pod whose processes are below the cgroup.
+        (Err(e), Some(_)) => {
+            let message = "cgroup: the kernel cannot tell network namespaces apart (SO_NETNS_COOKIE, kernel \
+                           5.14): leave the setting out";
+            Err(caused("build", ErrorKind::Unsupported, message, e))
+        }
+    }
+}
+
+fn load(sizes: &MapSizes, connect_refused: bool) -> Result<Ebpf, DatapathError> {
+    /// Spares the routing look-up the search for a neighbour, which `bpf_redirect_neigh` does anyway.
+    const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
+    let have_set_retval = u32::from(connect_refused);
+    let has_skip_neigh = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0));
+    let fib_flags = if has_skip_neigh { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
+    let mut loader = EbpfLoader::new();
+    // The programs need no relocation against the kernel's types.
+    loader.btf(None);
+    loader.override_global("have_set_retval", &have_set_retval, true);
+    loader.override_global("fib_flags", &fib_flags, false);
+    let names = sizes.service_names();
+    for (map, size) in [
+        ("services4", sizes.services),
+        ("services6", sizes.services),
+        ("service_names", names),
+        ("slots", sizes.slots),
+        ("backends4", sizes.backends4),
+        ("backends6", sizes.backends6),
+        ("conntrack4", sizes.connections),
+        ("conntrack6", sizes.connections),
+        ("socket_peers4", sizes.sockets),
+        ("socket_peers6", sizes.sockets),
+        ("node_addrs4", sizes.node_addresses),
+        ("node_addrs6", sizes.node_addresses),
+        ("pod_cidrs4", sizes.pod_cidrs),
+        ("pod_cidrs6", sizes.pod_cidrs),
+    ] {
+        loader.map_max_entries(map, size);
+    }
+    loader.load(OBJECT).map_err(|e| {
+        let message = "cannot create the BPF maps: check the memory limits and MapSizes";
+        caused("build", ErrorKind::Unavailable, message, e)
+    })
+}
+
+/// Waits for an RCU grace period: every program that ran when it was called has ended. False where the kernel
+/// cannot (`nohz_full`).
+fn membarrier() -> bool {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers only.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
+}

@@ -1,0 +1,192 @@
+//! Facts about the node in the maps: its addresses, the pods' ranges, the source of masqueraded flows.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use aya::maps::{MapError, lpm_trie::Key};
+use ipnet::IpNet;
+use kubenet_core::{
+    datapath::{DatapathError, ErrorKind},
+    model::{IpFamily, LocalDetector},
+    route::NodeRouting,
+};
+
+use super::maps::{FamilyMaps, Maps};
+use crate::{
+    MapSizes,
+    error::error,
+    layout::{Addr4, Addr6, Address, NODE_ADDR_LOCAL, NODE_ADDR_NODE_PORT},
+};
+
+/// Where an entry of `node_addrs` says which place the address has in `NodeRouting::addresses`: 1 is the
+/// first. The programs look at the flags below only.
+const PLACE_SHIFT: u32 = 8;
+/// The same for `NodeRouting::node_port_addresses`.
+const NODE_PORT_PLACE_SHIFT: u32 = 20;
+const PLACE_MASK: u32 = 0xfff;
+
+/// The entries of one family.
+#[derive(Debug)]
+struct Wanted<A> {
+    addresses: HashMap<A, u32>,
+    /// Length and address of the prefix.
+    cidrs: HashMap<(u32, A), u32>,
+}
+
+impl<A: Address> Wanted<A> {
+    fn of(node: &NodeRouting, convert: impl Fn(IpAddr) -> Option<A>) -> Self {
+        let mut addresses = HashMap::new();
+        let lists = [
+            (&node.addresses, NODE_ADDR_LOCAL, PLACE_SHIFT),
+            (&node.node_port_addresses, NODE_ADDR_NODE_PORT, NODE_PORT_PLACE_SHIFT),
+        ];
+        for (list, flag, shift) in lists {
+            for (place, address) in (1..).zip(list) {
+                if let Some(address) = convert(*address) {
+                    *addresses.entry(address).or_default() |= flag | (place & PLACE_MASK) << shift;
+                }
+            }
+        }
+        let cidrs = (1..)
+            .zip(node.local_detector.cidrs())
+            .filter_map(|(place, cidr)| Some(((cidr.prefix_len().into(), convert(cidr.addr())?), place)));
+        Self { addresses, cidrs: cidrs.collect() }
+    }
+
+    fn check(&self, sizes: &MapSizes, family: char, operation: &'static str) -> Result<(), DatapathError> {
+        let full = |map: &str, wanted: usize, size: u32, setting: &str| {
+            let message = format!(
+                "map {map}{family} has room for {size} entries, and {wanted} are needed: raise MapSizes::{setting}"
+            );
+            Err(error(operation, ErrorKind::Capacity, message))
+        };
+        if self.addresses.len() > sizes.node_addresses as usize {
+            return full("node_addrs", self.addresses.len(), sizes.node_addresses, "node_addresses");
+        }
+        if self.cidrs.len() > sizes.pod_cidrs as usize {
+            return full("pod_cidrs", self.cidrs.len(), sizes.pod_cidrs, "pod_cidrs");
+        }
+        Ok(())
+    }
+
+    /// Writes what is missing or different. What is too much goes before when there is no room for both,
+    /// else afterwards.
+    fn write(self, maps: &mut FamilyMaps<A>, sizes: &MapSizes) -> Result<(), (&'static str, MapError)> {
+        let addresses = maps.node_addrs.iter().collect::<Result<HashMap<A, u32>, _>>();
+        let addresses = addresses.map_err(|e| ("node_addrs", e))?;
+        let (wanted, room) = (&self.addresses, sizes.node_addresses as usize);
+        let gone: Vec<A> = addresses.keys().filter(|a| !wanted.contains_key(a)).copied().collect();
+        let first = gone.len() + wanted.len() > room;
+        let remove = |maps: &mut FamilyMaps<A>| gone.iter().try_for_each(|a| maps.node_addrs.remove(a));
+        if first {
+            remove(maps).map_err(|e| ("node_addrs", e))?;
+        }
+        for (address, value) in wanted.iter().filter(|(a, v)| addresses.get(a) != Some(v)) {
+            maps.node_addrs.insert(address, value, 0).map_err(|e| ("node_addrs", e))?;
+        }
+        if !first {
+            remove(maps).map_err(|e| ("node_addrs", e))?;
+        }
+
+        let cidrs = read_cidrs(maps).map_err(|e| ("pod_cidrs", e))?;
+        let (wanted, room) = (&self.cidrs, sizes.pod_cidrs as usize);
+        let gone: Vec<(u32, A)> = cidrs.keys().filter(|c| !wanted.contains_key(c)).copied().collect();
+        let first = gone.len() + wanted.len() > room;
+        let remove = |maps: &mut FamilyMaps<A>| {
+            gone.iter().try_for_each(|(length, address)| maps.pod_cidrs.remove(&Key::new(*length, *address)))
+        };
+        if first {
+            remove(maps).map_err(|e| ("pod_cidrs", e))?;
+        }
+        for ((length, address), value) in wanted.iter().filter(|(c, v)| cidrs.get(c) != Some(v)) {
+            let key = Key::new(*length, *address);
+            maps.pod_cidrs.insert(&key, value, 0).map_err(|e| ("pod_cidrs", e))?;
+        }
+        if !first {
+            remove(maps).map_err(|e| ("pod_cidrs", e))?;
+        }
+        Ok(())
+    }
+}
+
+fn read_cidrs<A: Address>(maps: &FamilyMaps<A>) -> Result<HashMap<(u32, A), u32>, MapError> {
+    let entry = |(key, place): (Key<A>, u32)| ((key.prefix_len(), key.data()), place);
+    maps.pod_cidrs.iter().map(|item| item.map(entry)).collect()
+}
+
+fn v4(address: IpAddr) -> Option<Addr4> {
+    match address {
+        IpAddr::V4(address) => Some(address.into()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn v6(address: IpAddr) -> Option<Addr6> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address.into()),
+    }
+}
+
+/// Makes the maps hold the facts. Fails before anything is written when there is no room.
+pub(crate) fn write(maps: &mut Maps, node: &NodeRouting, sizes: &MapSizes) -> Result<(), DatapathError> {
+    let (wanted4, wanted6) = (Wanted::of(node, v4), Wanted::of(node, v6));
+    wanted4.check(sizes, '4', maps.operation)?;
+    wanted6.check(sizes, '6', maps.operation)?;
+    let setting = |map: &str| if map == "node_addrs" { "node_addresses" } else { "pod_cidrs" };
+    let result = wanted4.write(&mut maps.v4, sizes);
+    result.map_err(|(map, e)| maps.failed(&format!("{map}4"), setting(map), e))?;
+    let result = wanted6.write(&mut maps.v6, sizes);
+    result.map_err(|(map, e)| maps.failed(&format!("{map}6"), setting(map), e))?;
+
+    let mut config = maps.config();
+    config.snat4 = node.primary_address(IpFamily::V4).and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    config.snat6 = node.primary_address(IpFamily::V6).and_then(v6).unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+    maps.set_config(&config);
+    Ok(())
+}
+
+/// The facts that the maps hold.
+pub(crate) fn read(maps: &Maps) -> Result<Arc<NodeRouting>, DatapathError> {
+    let mut entries = Vec::new();
+    let mut cidrs = Vec::new();
+    collect(&maps.v4, &mut entries, &mut cidrs).map_err(|(map, e)| maps.failed(map, map, e))?;
+    collect(&maps.v6, &mut entries, &mut cidrs).map_err(|(map, e)| maps.failed(map, map, e))?;
+    let list = |flag: u32, shift: u32| {
+        let mut list: Vec<(u32, IpAddr)> = entries
+            .iter()
+            .filter(|(_, value)| value & flag != 0)
+            .map(|(address, value)| (value >> shift & PLACE_MASK, *address))
+            .collect();
+        list.sort_unstable();
+        list.into_iter().map(|(_, address)| address).collect()
+    };
+    cidrs.sort_unstable_by_key(|(place, _)| *place);
+    let mut node = NodeRouting::default();
+    node.addresses = list(NODE_ADDR_LOCAL, PLACE_SHIFT);
+    node.node_port_addresses = list(NODE_ADDR_NODE_PORT, NODE_PORT_PLACE_SHIFT);
+    if !cidrs.is_empty() {
+        node.local_detector = LocalDetector::ClusterCidrs(cidrs.into_iter().map(|(_, cidr)| cidr).collect());
+    }
+    Ok(Arc::new(node))
+}
+
+fn collect<A: Address>(
+    maps: &FamilyMaps<A>,
+    addresses: &mut Vec<(IpAddr, u32)>,
+    cidrs: &mut Vec<(u32, IpNet)>,
+) -> Result<(), (&'static str, MapError)> {
+    for entry in maps.node_addrs.iter() {
+        let (address, value) = entry.map_err(|e| ("node_addrs", e))?;
+        addresses.push((address.into(), value));
+    }
+    for ((length, address), place) in read_cidrs(maps).map_err(|e| ("pod_cidrs", e))? {
+        if let Some(cidr) = u8::try_from(length).ok().and_then(|l| IpNet::new(address.into(), l).ok()) {
+            cidrs.push((place, cidr));
+        }
+    }
+    Ok(())
+}

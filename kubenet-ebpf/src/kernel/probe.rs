@@ -1,0 +1,101 @@
+//! What the kernel can do. Loads trial programs of a few instructions at most, and nothing stays.
+
+use std::{fs, io, path::Path};
+
+use aya::{
+    programs::{ProgramError, ProgramType, SchedClassifier, TcAttachType},
+    sys::{BpfHelper, is_helper_supported, is_program_supported},
+};
+use kubenet_core::datapath::{DatapathError, ErrorKind};
+
+use crate::{
+    Probe,
+    error::{caused, error},
+};
+
+const OPERATION: &str = "probe";
+
+/// Helpers without which nothing works, and where they came.
+const HELPERS: [(BpfHelper, &str); 3] = [
+    (BpfHelper::BPF_FUNC_fib_lookup, "bpf_fib_lookup (kernel 4.18)"),
+    (BpfHelper::BPF_FUNC_redirect_neigh, "bpf_redirect_neigh (kernel 5.10)"),
+    (BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "bpf_ktime_get_coarse_ns (kernel 5.11)"),
+];
+
+pub(crate) fn probe() -> Result<Probe, DatapathError> {
+    check_capabilities()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(|e| caused(OPERATION, ErrorKind::Unsupported, "cannot read /proc/sys/kernel/osrelease", e))?
+        .trim()
+        .to_owned();
+    for (kind, name) in [
+        (ProgramType::SchedClassifier, "traffic control (CONFIG_NET_CLS_BPF)"),
+        (ProgramType::CgroupSockAddr, "socket addresses (CONFIG_CGROUP_BPF)"),
+    ] {
+        if !is_program_supported(kind).map_err(refused)? {
+            let message = format!("kernel {kernel} has no BPF programs for {name}");
+            return Err(error(OPERATION, ErrorKind::Unsupported, message));
+        }
+    }
+    for (helper, name) in HELPERS {
+        if !is_helper_supported(ProgramType::SchedClassifier, helper).map_err(refused)? {
+            let message = format!("kernel {kernel} has not the BPF function {name}");
+            return Err(error(OPERATION, ErrorKind::Unsupported, message));
+        }
+    }
+    let connect_refused =
+        is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).map_err(refused)?;
+    Ok(Probe {
+        kernel,
+        btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+        // A question about what hangs at the loopback interface, which every namespace has.
+        tcx: SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
+        connect_refused,
+    })
+}
+
+/// A trial program was refused, and not for what it asks for.
+fn refused(e: ProgramError) -> DatapathError {
+    let code = match &e {
+        ProgramError::SyscallError(e) => e.io_error.raw_os_error(),
+        _ => None,
+    };
+    match code.map(io::Error::from_raw_os_error).map(|e| e.kind()) {
+        Some(io::ErrorKind::PermissionDenied) => {
+            let message = "the system call bpf is not permitted here: run as root on the machine itself, or in \
+                           a container with CAP_BPF and CAP_NET_ADMIN and a seccomp profile that allows bpf";
+            caused(OPERATION, ErrorKind::Permission, message, e)
+        }
+        Some(io::ErrorKind::Unsupported) => {
+            caused(OPERATION, ErrorKind::Unsupported, "this kernel has no system call bpf", e)
+        }
+        _ => caused(OPERATION, ErrorKind::Unsupported, "the kernel refuses a trial program", e),
+    }
+}
+
+/// Says which privilege is missing before the kernel says only that one is.
+fn check_capabilities() -> Result<(), DatapathError> {
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_BPF: u64 = 1 << 39;
+    let status = fs::read_to_string("/proc/thread-self/status")
+        .map_err(|e| caused(OPERATION, ErrorKind::Unsupported, "cannot read /proc/thread-self/status", e))?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|value| u64::from_str_radix(value.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |capability: u64| effective & capability != 0;
+    let mut missing = Vec::new();
+    if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
+        missing.push("CAP_BPF (CAP_SYS_ADMIN before kernel 5.8)");
+    }
+    if !has(CAP_NET_ADMIN) {
+        missing.push("CAP_NET_ADMIN");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let message = format!("this process lacks {}: run it as root or grant that", missing.join(" and "));
+    Err(error(OPERATION, ErrorKind::Permission, message))
+}

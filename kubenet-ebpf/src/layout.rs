@@ -1,0 +1,228 @@
+//! Mirrors of `bpf/types.h`, field by field.
+//!
+//! Whatever the C side declares `__be16` or `__be32` is a newtype over bytes here, so that host and network
+//! order cannot be mixed up, and no struct has padding that the compiler puts in.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use aya::Pod;
+
+pub(crate) const SVC_MASQ_PODS: u32 = 0x01;
+pub(crate) const SVC_MASQ_NODE: u32 = 0x02;
+pub(crate) const SVC_MASQ_OUTSIDE: u32 = 0x04;
+pub(crate) const SVC_INTERNAL_DROP: u32 = 0x08;
+pub(crate) const SVC_EXTERNAL_DROP: u32 = 0x10;
+pub(crate) const SVC_NODE_PORT: u32 = 0x20;
+
+pub(crate) const BACKEND_ALIVE: u16 = 0x01;
+pub(crate) const BACKEND_LOCAL: u16 = 0x02;
+pub(crate) const BACKEND_TERMINATING: u16 = 0x04;
+
+pub(crate) const CT_REPLY: u32 = 0x01;
+pub(crate) const CT_SEEN_REPLY: u32 = 0x02;
+pub(crate) const CT_FIN: u32 = 0x04;
+pub(crate) const CT_RST: u32 = 0x08;
+
+pub(crate) const NODE_ADDR_LOCAL: u32 = 0x01;
+pub(crate) const NODE_ADDR_NODE_PORT: u32 = 0x02;
+
+pub(crate) const CONFIG_DRAINING: u32 = 0x01;
+
+/// Bits of the coarse monotonic clock in nanoseconds that a conntrack entry's `last_seen` leaves out: a tick
+/// is 1.07 s.
+pub(crate) const CLOCK_SHIFT: u32 = 30;
+
+/// A port in network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub(crate) struct Be16([u8; 2]);
+
+impl From<u16> for Be16 {
+    fn from(host: u16) -> Self {
+        Self(host.to_be_bytes())
+    }
+}
+
+impl From<Be16> for u16 {
+    fn from(port: Be16) -> Self {
+        u16::from_be_bytes(port.0)
+    }
+}
+
+/// An IPv4 address in network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub(crate) struct Addr4([u8; 4]);
+
+impl From<Ipv4Addr> for Addr4 {
+    fn from(address: Ipv4Addr) -> Self {
+        Self(address.octets())
+    }
+}
+
+impl From<Addr4> for IpAddr {
+    fn from(address: Addr4) -> Self {
+        IpAddr::V4(address.0.into())
+    }
+}
+
+/// An IPv6 address in network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub(crate) struct Addr6([u8; 16]);
+
+impl From<Ipv6Addr> for Addr6 {
+    fn from(address: Ipv6Addr) -> Self {
+        Self(address.octets())
+    }
+}
+
+impl From<Addr6> for IpAddr {
+    fn from(address: Addr6) -> Self {
+        IpAddr::V6(address.0.into())
+    }
+}
+
+/// An address of the family that a set of maps is for.
+pub(crate) trait Address:
+    Pod + Default + Eq + std::hash::Hash + std::fmt::Debug + Into<IpAddr>
+{
+}
+
+impl Address for Addr4 {}
+impl Address for Addr6 {}
+
+/// `struct service_key4` and `service_key6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub(crate) struct ServiceKey<A> {
+    /// All zero for a node port.
+    pub(crate) addr: A,
+    pub(crate) port: Be16,
+    pub(crate) proto: u8,
+    pub(crate) pad: u8,
+}
+
+/// `struct service`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Service {
+    pub(crate) internal_base: u32,
+    pub(crate) internal_count: u32,
+    pub(crate) external_base: u32,
+    pub(crate) external_count: u32,
+    pub(crate) id: u32,
+    pub(crate) flags: u32,
+}
+
+/// `struct backend4` and `backend6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Backend<A> {
+    pub(crate) addr: A,
+    pub(crate) port: Be16,
+    pub(crate) flags: u16,
+    pub(crate) generation: u32,
+}
+
+/// `struct tuple4` and `tuple6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub(crate) struct Tuple<A> {
+    pub(crate) saddr: A,
+    pub(crate) daddr: A,
+    pub(crate) sport: Be16,
+    pub(crate) dport: Be16,
+    pub(crate) proto: u8,
+    pub(crate) pad: [u8; 3],
+}
+
+/// `struct conntrack4` and `conntrack6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Conntrack<A> {
+    pub(crate) saddr: A,
+    pub(crate) daddr: A,
+    pub(crate) sport: Be16,
+    pub(crate) dport: Be16,
+    pub(crate) service: u32,
+    pub(crate) backend: u32,
+    pub(crate) generation: u32,
+    pub(crate) last_seen: u32,
+    pub(crate) flags: u32,
+}
+
+/// `struct config`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Config {
+    pub(crate) snat4: Addr4,
+    pub(crate) flags: u32,
+    pub(crate) snat6: Addr6,
+    pub(crate) netns_cookie: u64,
+    pub(crate) snat_port_min: u16,
+    pub(crate) snat_port_max: u16,
+    pub(crate) pad: u32,
+}
+
+/// `struct service_name`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct ServiceName {
+    pub(crate) namespace_len: u8,
+    pub(crate) service_len: u8,
+    pub(crate) port_len: u8,
+    pub(crate) kind: u8,
+    pub(crate) text: [u8; SERVICE_NAME_TEXT],
+}
+
+impl Default for ServiceName {
+    fn default() -> Self {
+        Self { namespace_len: 0, service_len: 0, port_len: 0, kind: 0, text: [0; SERVICE_NAME_TEXT] }
+    }
+}
+
+/// Room for the three parts of a name.
+pub(crate) const SERVICE_NAME_TEXT: usize = 192;
+
+// SAFETY (all of these): repr(C) or transparent, made of integers and arrays of them only, without implicit
+// padding (checked below), so every byte is initialised and every bit pattern is a value.
+unsafe impl Pod for Be16 {}
+unsafe impl Pod for Addr4 {}
+unsafe impl Pod for Addr6 {}
+unsafe impl<A: Address> Pod for ServiceKey<A> {}
+unsafe impl Pod for Service {}
+unsafe impl<A: Address> Pod for Backend<A> {}
+unsafe impl<A: Address> Pod for Tuple<A> {}
+unsafe impl<A: Address> Pod for Conntrack<A> {}
+unsafe impl Pod for Config {}
+unsafe impl Pod for ServiceName {}
+
+// The sizes are the sums of the fields: no padding hides anywhere.
+const _: () = {
+    assert!(size_of::<ServiceKey<Addr4>>() == 4 + 2 + 1 + 1);
+    assert!(size_of::<ServiceKey<Addr6>>() == 16 + 2 + 1 + 1);
+    assert!(size_of::<Service>() == 6 * 4);
+    assert!(size_of::<Backend<Addr4>>() == 4 + 2 + 2 + 4);
+    assert!(size_of::<Backend<Addr6>>() == 16 + 2 + 2 + 4);
+    assert!(size_of::<Tuple<Addr4>>() == 2 * 4 + 2 * 2 + 1 + 3);
+    assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
+    assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4);
+    assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4);
+    assert!(size_of::<Config>() == 4 + 4 + 16 + 8 + 2 + 2 + 4);
+    assert!(size_of::<ServiceName>() == 4 + SERVICE_NAME_TEXT);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_and_addresses_are_in_network_order() {
+        let Be16(port) = 0x1234.into();
+        assert_eq!(port, [0x12, 0x34]);
+        assert_eq!(u16::from(Be16([0x12, 0x34])), 0x1234);
+        assert_eq!(Addr4::from(Ipv4Addr::new(10, 1, 2, 3)), Addr4([10, 1, 2, 3]));
+        assert_eq!(IpAddr::from(Addr6::from(Ipv6Addr::LOCALHOST)), IpAddr::V6(Ipv6Addr::LOCALHOST));
+    }
+}

@@ -1,0 +1,64 @@
+use std::{collections::BTreeMap, fmt};
+
+/// What the programs count, one number for each reason. The order is that of `enum metric` in `bpf/types.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Metric {
+    /// Packets of known flows that were translated.
+    Forwarded,
+    /// Flows for which a backend was picked.
+    NewFlow,
+    /// New flows to a Service without backends, whose client was told.
+    Rejected,
+    /// New flows that were dropped because policy `Local` has no backend on this node.
+    DropNoLocalBackend,
+    /// Fragments to a Service that cannot be tracked.
+    DropFragment,
+    /// New flows for which no source port was free to masquerade with.
+    DropSnatExhausted,
+    /// New flows that could not be written to the connection table.
+    DropConntrackFull,
+    /// Packets whose headers cannot be rewritten.
+    DropMalformed,
+    /// Packets without a way to their backend, or at the end of their time to live.
+    DropRoute,
+}
+
+impl Metric {
+    /// All of them, in the order of their indexes.
+    pub const ALL: [Metric; 9] = [
+        Metric::Forwarded,
+        Metric::NewFlow,
+        Metric::Rejected,
+        Metric::DropNoLocalBackend,
+        Metric::DropFragment,
+        Metric::DropSnatExhausted,
+        Metric::DropConntrackFull,
+        Metric::DropMalformed,
+        Metric::DropRoute,
+    ];
+
+    /// Short name for metrics systems: `drop_no_local_backend`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Metric::Forwarded => "forwarded",
+            Metric::NewFlow => "new_flow",
+            Metric::Rejected => "rejected",
+            Metric::DropNoLocalBackend => "drop_no_local_backend",
+            Metric::DropFragment => "drop_fragment",
+            Metric::DropSnatExhausted => "drop_snat_exhausted",
+            Metric::DropConntrackFull => "drop_conntrack_full",
+            Metric::DropMalformed => "drop_malformed",
+            Metric::DropRoute => "drop_route",
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Counts since the datapath was built, all CPUs together.
+pub type Metrics = BTreeMap<Metric, u64>;

@@ -1,0 +1,34 @@
+use kubenet_core::datapath::DatapathError;
+
+/// What the kernel and this process's privileges allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Probe {
+    /// Release of the kernel, such as `6.12.8`.
+    pub kernel: String,
+    /// Whether the kernel has its own type information, so that `bpftool` shows our maps with names.
+    pub btf: bool,
+    /// Whether programs attach to interfaces by TCX links (kernel 6.6). Otherwise by a `clsact` queueing
+    /// discipline.
+    pub tcx: bool,
+    /// Whether a socket of this node that dials a Service without backends gets `ECONNREFUSED` (kernel 5.18).
+    /// Otherwise it gets `EPERM`.
+    pub connect_refused: bool,
+}
+
+/// Finds out whether [`EbpfDatapath`](crate::EbpfDatapath) can run here. Changes nothing.
+///
+/// ```no_run
+/// match kubenet_ebpf::probe() {
+///     Ok(found) => println!("{found:?}"),
+///     Err(error) => println!("cannot run here: {error}"),
+/// }
+/// ```
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](kubenet_core::datapath::ErrorKind) when the kernel lacks something,
+/// [`ErrorKind::Permission`](kubenet_core::datapath::ErrorKind) when a privilege is missing. The message names
+/// it.
+pub fn probe() -> Result<Probe, DatapathError> {
+    crate::engine::probe()
+}

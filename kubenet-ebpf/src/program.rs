@@ -1,0 +1,179 @@
+//! Writes routes to the maps, in the order that keeps every packet's view whole.
+//!
+//! New backends, then the slots that name them, then the one entry of `services`, which switches the packets
+//! over at once; then the frontends that go; then what nothing refers to any more.
+
+use std::sync::Arc;
+
+use kubenet_core::{
+    datapath::{Capabilities, DatapathError, ErrorKind, FailedRoute},
+    model::IpFamily,
+    route::{Backend, Frontend, Route},
+};
+
+use crate::{
+    error::error,
+    ids::Handle,
+    layout,
+    rest::Now,
+    state::{Refused, Retired, Staged, State, encode_name},
+};
+
+/// The maps, as far as routes are concerned.
+pub(crate) trait Tables {
+    fn write_backend(&mut self, family: IpFamily, handle: Handle, backend: &Backend);
+    /// Marks a backend dead. Its address stays: a packet may just have picked it.
+    fn kill_backend(&mut self, family: IpFamily, id: u32);
+    fn write_slots(&mut self, base: u32, ids: &[u32]);
+    fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError>;
+    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError>;
+    fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError>;
+    /// A frontend that is not there is no error.
+    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError>;
+    /// Waits until no packet can see anything that was replaced before. False where that is not possible.
+    fn wait_grace_period(&mut self) -> bool;
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) upserted: usize,
+    pub(crate) removed: usize,
+    pub(crate) failed: Vec<FailedRoute>,
+}
+
+/// Writes routes and removes frontends. A route that cannot be written fails alone, and keeps what it had.
+pub(crate) fn program(
+    state: &mut State,
+    tables: &mut dyn Tables,
+    capabilities: &Capabilities,
+    operation: &'static str,
+    (upserts, removals): (Vec<Arc<Route>>, Vec<Frontend>),
+    now: Now,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut candidates = Vec::with_capacity(upserts.len());
+    for route in upserts {
+        match capabilities.check(&route) {
+            Ok(()) => candidates.push(route),
+            Err(why) => fail(&mut outcome, &route, error(operation, ErrorKind::Unsupported, why)),
+        }
+    }
+    let full = write_all(state, tables, operation, candidates, &mut outcome, now);
+    for frontend in removals {
+        match tables.remove_service(&frontend) {
+            Ok(()) => {
+                outcome.removed += usize::from(state.get(&frontend).is_some());
+                let retired = state.remove(&frontend, now);
+                clean(tables, &retired);
+            }
+            Err(error) => {
+                if let Some(route) = state.get(&frontend).map(|p| Arc::clone(&p.route)) {
+                    fail(&mut outcome, &route, error);
+                }
+            }
+        }
+    }
+    // What was just replaced or removed makes room once no packet can see it.
+    let again: Vec<Arc<Route>> = full.iter().map(|(route, _)| Arc::clone(route)).collect();
+    let still_full = if !full.is_empty() && state.has_resting() && tables.wait_grace_period() {
+        state.wake_all();
+        write_all(state, tables, operation, again, &mut outcome, now)
+    } else {
+        full
+    };
+    for (route, error) in still_full {
+        fail(&mut outcome, &route, error);
+    }
+    outcome
+}
+
+/// Returns the routes for which there was no room.
+fn write_all(
+    state: &mut State,
+    tables: &mut dyn Tables,
+    operation: &'static str,
+    routes: Vec<Arc<Route>>,
+    outcome: &mut Outcome,
+    now: Now,
+) -> Vec<(Arc<Route>, DatapathError)> {
+    let mut full = Vec::new();
+    let mut all_staged: Vec<Staged> = Vec::with_capacity(routes.len());
+    for route in routes {
+        match state.stage(&route, now) {
+            Ok(staged) => all_staged.push(staged),
+            Err(refused) => {
+                let may_retry = Refused::is_full(&refused);
+                let error = refused.into_error(operation);
+                if may_retry { full.push((route, error)) } else { fail(outcome, &route, error) }
+            }
+        }
+    }
+    for staged in &all_staged {
+        for (handle, backend) in &staged.new_backends {
+            tables.write_backend(staged.family(), *handle, backend);
+        }
+    }
+    for (base, ids) in all_staged.iter().flat_map(Staged::slots) {
+        tables.write_slots(base, ids);
+    }
+    let mut retired = Vec::new();
+    for staged in all_staged {
+        match write_one(tables, operation, &staged) {
+            Ok(()) => {
+                outcome.upserted += 1;
+                retired.extend(state.commit(staged, now));
+            }
+            Err(error) => {
+                let route = Arc::clone(&staged.programmed.route);
+                retired.extend(state.abort(staged, now));
+                if error.kind() == ErrorKind::Capacity {
+                    full.push((route, error));
+                } else {
+                    fail(outcome, &route, error);
+                }
+            }
+        }
+    }
+    clean(tables, &retired);
+    full
+}
+
+fn write_one(
+    tables: &mut dyn Tables,
+    operation: &'static str,
+    Staged { programmed, new_name, .. }: &Staged,
+) -> Result<(), DatapathError> {
+    let route = &programmed.route;
+    if *new_name {
+        let name = encode_name(&route.service_port, route.kind)
+            .map_err(|why| error(operation, ErrorKind::InvalidInput, why))?;
+        tables.write_name(programmed.id, &name)?;
+    }
+    tables.write_service(&route.frontend, &programmed.service())
+}
+
+fn clean(tables: &mut dyn Tables, retired: &[Retired]) {
+    for item in retired {
+        match *item {
+            Retired::Backend(family, id) => tables.kill_backend(family, id),
+            Retired::Name(id) => {
+                // A name that stays behind is overwritten when its id is used again.
+                if let Err(error) = tables.remove_name(id) {
+                    tracing::warn!(%error, id, "cannot remove the name of a service id");
+                }
+            }
+        }
+    }
+}
+
+fn fail(outcome: &mut Outcome, route: &Route, error: DatapathError) {
+    outcome.failed.push(FailedRoute {
+        frontend: route.frontend,
+        service_port: route.service_port.clone(),
+        error,
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,348 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use kubenet_core::{
+    model::Protocol,
+    route::{
+        BackendState, FrontendKind, Masquerade, NodeRouting, Revision, RouteTable, ServicePortName, Target,
+        WhenEmpty,
+    },
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{MapSizes, rest::REST};
+
+/// What a packet finds behind a frontend: the backends by their generation-checked entries.
+type View = BTreeMap<Frontend, (Vec<Backend>, Vec<Backend>, u32)>;
+
+/// Maps in memory, which look after every write whether a packet sees only whole routes.
+struct Memory {
+    sizes: MapSizes,
+    backends: HashMap<(IpFamily, u32), (Handle, Backend, bool)>,
+    slots: HashMap<u32, u32>,
+    names: HashMap<u32, layout::ServiceName>,
+    services: BTreeMap<Frontend, layout::Service>,
+    /// What each frontend may show: before the change and after it.
+    allowed: [View; 2],
+    grace_periods: usize,
+}
+
+impl Memory {
+    fn new(sizes: MapSizes) -> Self {
+        Self {
+            sizes,
+            backends: HashMap::new(),
+            slots: HashMap::new(),
+            names: HashMap::new(),
+            services: BTreeMap::new(),
+            allowed: Default::default(),
+            grace_periods: 0,
+        }
+    }
+
+    fn set(&self, frontend: &Frontend, base: u32, count: u32) -> Vec<Backend> {
+        (base..base + count)
+            .map(|slot| {
+                let id = self.slots[&slot];
+                let (_, backend, alive) = self.backends[&(frontend.family(), id)];
+                assert!(alive, "{frontend}: slot {slot} names the dead backend {id}");
+                backend
+            })
+            .collect()
+    }
+
+    fn view(&self) -> View {
+        self.services
+            .iter()
+            .map(|(frontend, s)| {
+                let internal = self.set(frontend, s.internal_base, s.internal_count);
+                let external = self.set(frontend, s.external_base, s.external_count);
+                (*frontend, (internal, external, s.flags))
+            })
+            .collect()
+    }
+
+    fn look(&self) {
+        for (frontend, seen) in self.view() {
+            let [before, after] = &self.allowed;
+            assert!(
+                before.get(&frontend) == Some(&seen) || after.get(&frontend) == Some(&seen),
+                "{frontend}: a packet sees {seen:?}, neither the old route nor the new one"
+            );
+        }
+    }
+}
+
+fn full(map: &str) -> DatapathError {
+    error("test", ErrorKind::Capacity, format!("map {map} is full"))
+}
+
+impl Tables for Memory {
+    fn write_backend(&mut self, family: IpFamily, handle: Handle, backend: &Backend) {
+        let size = if family == IpFamily::V4 { self.sizes.backends4 } else { self.sizes.backends6 };
+        assert!(handle.id > 0 && handle.id < size);
+        self.backends.insert((family, handle.id), (handle, *backend, true));
+        self.look();
+    }
+
+    fn kill_backend(&mut self, family: IpFamily, id: u32) {
+        self.backends.get_mut(&(family, id)).unwrap().2 = false;
+        self.look();
+    }
+
+    fn write_slots(&mut self, base: u32, ids: &[u32]) {
+        for (slot, id) in (base..).zip(ids) {
+            assert!(slot < self.sizes.slots);
+            self.slots.insert(slot, *id);
+            self.look();
+        }
+    }
+
+    fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError> {
+        self.names.insert(id, *name);
+        Ok(())
+    }
+
+    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
+        self.names.remove(&id);
+        Ok(())
+    }
+
+    fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError> {
+        let family = self.services.keys().filter(|f| f.family() == frontend.family()).count();
+        if !self.services.contains_key(frontend) && family >= self.sizes.services as usize {
+            return Err(full("services"));
+        }
+        assert!(self.names.contains_key(&service.id), "the name comes before the service");
+        self.services.insert(*frontend, *service);
+        self.look();
+        Ok(())
+    }
+
+    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
+        self.services.remove(frontend);
+        Ok(())
+    }
+
+    fn wait_grace_period(&mut self) -> bool {
+        self.grace_periods += 1;
+        true
+    }
+}
+
+fn arbitrary_set(family: IpFamily) -> impl Strategy<Value = Target> {
+    let backend = (1u8..6, any::<bool>(), any::<bool>()).prop_map(move |(last, local, ready)| Backend {
+        address: match family {
+            IpFamily::V4 => [10, 244, 0, last].into(),
+            IpFamily::V6 => std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last.into()).into(),
+        },
+        port: 8080.try_into().unwrap(),
+        local,
+        state: if ready { BackendState::Ready } else { BackendState::Terminating },
+    });
+    (prop::collection::vec(backend, 0..6), any::<bool>()).prop_map(|(mut backends, drop)| {
+        backends.sort_unstable();
+        backends.dedup_by_key(|b| b.address);
+        let when_empty = if drop { WhenEmpty::Drop } else { WhenEmpty::Reject };
+        Target { backends: backends.into(), when_empty }
+    })
+}
+
+fn arbitrary_route() -> impl Strategy<Value = Arc<Route>> {
+    let family = prop_oneof![Just(IpFamily::V4), Just(IpFamily::V6)];
+    let name = prop_oneof![Just("web"), Just("api")];
+    (family, any::<bool>(), 1u16..6, name, any::<bool>()).prop_flat_map(|(family, node, port, name, masq)| {
+        (arbitrary_set(family), arbitrary_set(family), any::<bool>()).prop_map(
+            move |(internal, external, same)| {
+                let port = port.try_into().unwrap();
+                let address = match family {
+                    IpFamily::V4 => [10, 96, 0, 1].into(),
+                    IpFamily::V6 => "fd00:96::1".parse().unwrap(),
+                };
+                let (frontend, kind) = if node {
+                    (Frontend::node_port(family, port, Protocol::Tcp), FrontendKind::NodePort)
+                } else {
+                    (Frontend::ip(address, port, Protocol::Udp), FrontendKind::ClusterIp)
+                };
+                let service_port =
+                    ServicePortName { namespace: "demo".into(), service: name.into(), port: "".into() };
+                let masquerade = if masq { Masquerade::ALWAYS } else { Masquerade::NEVER };
+                let mut route = Route::new(frontend, kind, service_port, internal, masquerade);
+                if !same {
+                    route.external = external;
+                }
+                Arc::new(route)
+            },
+        )
+    })
+}
+
+fn table(routes: Vec<Arc<Route>>) -> RouteTable {
+    RouteTable::new(Revision(1), Arc::new(NodeRouting::default()), routes)
+}
+
+fn view_of(route: &Route) -> (Vec<Backend>, Vec<Backend>, u32) {
+    let set = |t: &Target| t.backends.to_vec();
+    let programmed = crate::state::Programmed {
+        route: Arc::new(route.clone()),
+        id: 1,
+        internal: Default::default(),
+        external: None,
+    };
+    (set(&route.internal), set(&route.external), programmed.service().flags)
+}
+
+fn apply(state: &mut State, memory: &mut Memory, table: &RouteTable, now: Now) -> Outcome {
+    memory.allowed[0] = memory.view();
+    memory.allowed[1] = table.routes().map(|r| (r.frontend, view_of(r))).collect();
+    let work = state.diff(table);
+    program(state, memory, &Capabilities::basic(), "replace", work, now)
+}
+
+/// What must hold between changes.
+fn check(state: &State, memory: &Memory) {
+    let kept: BTreeMap<Frontend, layout::Service> =
+        state.routes().map(|p| (p.route.frontend, p.service())).collect();
+    assert_eq!(kept, memory.services);
+    let view = memory.view();
+    for programmed in state.routes() {
+        assert_eq!(view[&programmed.route.frontend], view_of(&programmed.route));
+    }
+    for family in IpFamily::ALL {
+        let alive = memory.backends.iter().filter(|((f, _), (_, _, alive))| *f == family && *alive).count();
+        assert_eq!(alive, state.backends(family).in_use() as usize, "no backend leaks");
+        for (handle, backend) in state.backends(family).iter() {
+            assert_eq!(memory.backends[&(family, handle.id)], (handle, *backend, true));
+        }
+    }
+    assert_eq!(memory.names.len(), memory.services.len(), "one name for each service");
+}
+
+proptest! {
+    #[test]
+    fn packets_see_the_old_route_or_the_new_one_and_nothing_leaks(
+        tables in prop::collection::vec((prop::collection::vec(arbitrary_route(), 0..12), 0u64..1500), 1..12),
+    ) {
+        let sizes = MapSizes::default();
+        let mut state = State::new(sizes.clone());
+        let mut memory = Memory::new(sizes);
+        let mut now = Duration::ZERO;
+        for (routes, wait) in tables {
+            now += Duration::from_millis(wait);
+            let table = table(routes);
+            let outcome = apply(&mut state, &mut memory, &table, now);
+            prop_assert!(outcome.failed.is_empty());
+            prop_assert_eq!(memory.services.len(), table.len());
+            check(&state, &memory);
+            prop_assert_eq!(state.diff(&table), (vec![], vec![]));
+        }
+    }
+
+    #[test]
+    fn full_maps_fail_routes_by_name_and_leave_the_others_whole(
+        tables in prop::collection::vec((prop::collection::vec(arbitrary_route(), 0..12), 0u64..1500), 1..12),
+        (slots, backends, services) in (4u32..20, 4u32..12, 1u32..6),
+    ) {
+        let mut sizes = MapSizes::default();
+        sizes.slots = slots;
+        sizes.backends4 = backends;
+        sizes.backends6 = backends;
+        sizes.services = services;
+        let mut state = State::new(sizes.clone());
+        let mut memory = Memory::new(sizes);
+        let mut now = Duration::ZERO;
+        for (routes, wait) in tables {
+            now += Duration::from_millis(wait);
+            let table = table(routes);
+            let outcome = apply(&mut state, &mut memory, &table, now);
+            check(&state, &memory);
+            let (missing, strangers) = state.diff(&table);
+            prop_assert_eq!(strangers, vec![]);
+            let mut failed: Vec<Frontend> = outcome.failed.iter().map(|f| f.frontend).collect();
+            failed.sort_unstable();
+            prop_assert_eq!(failed, missing.iter().map(|r| r.frontend).collect::<Vec<_>>());
+            for failure in outcome.failed {
+                prop_assert_eq!(failure.error.kind(), ErrorKind::Capacity);
+            }
+        }
+    }
+}
+
+fn route_with(port: u16, backends: u8) -> Arc<Route> {
+    let backends: Vec<Backend> = (1..=backends)
+        .map(|last| Backend {
+            address: [10, 244, 0, last].into(),
+            port: 80.try_into().unwrap(),
+            local: true,
+            state: BackendState::Ready,
+        })
+        .collect();
+    Arc::new(Route::new(
+        Frontend::ip([10, 96, 0, 1].into(), port.try_into().unwrap(), Protocol::Tcp),
+        FrontendKind::ClusterIp,
+        ServicePortName { namespace: "demo".into(), service: "web".into(), port: "".into() },
+        Target { backends: backends.into(), when_empty: WhenEmpty::Reject },
+        Masquerade::NEVER,
+    ))
+}
+
+#[test]
+fn a_table_that_is_full_of_what_rests_waits_for_a_grace_period() {
+    let mut sizes = MapSizes::default();
+    sizes.slots = 5;
+    let mut state = State::new(sizes.clone());
+    let mut memory = Memory::new(sizes);
+    let now = Duration::ZERO;
+    assert!(apply(&mut state, &mut memory, &table(vec![route_with(1, 3)]), now).failed.is_empty());
+    assert!(apply(&mut state, &mut memory, &table(vec![]), now).failed.is_empty());
+    assert_eq!(memory.grace_periods, 0);
+    assert!(apply(&mut state, &mut memory, &table(vec![route_with(1, 4)]), now).failed.is_empty());
+    assert_eq!(memory.grace_periods, 1);
+    let outcome = apply(&mut state, &mut memory, &table(vec![route_with(1, 5)]), now + REST);
+    let message = outcome.failed[0].error.to_string();
+    assert!(
+        message.contains("map slots is full: 5 slots") && message.contains("MapSizes::slots"),
+        "{message}"
+    );
+    check(&state, &memory);
+}
+
+#[test]
+fn a_frontend_that_changes_its_owner_gets_another_service_id() {
+    let mut state = State::new(MapSizes::default());
+    let mut memory = Memory::new(MapSizes::default());
+    let mine = route_with(1, 2);
+    let mut theirs = Route::clone(&mine);
+    theirs.service_port.service = "api".into();
+    apply(&mut state, &mut memory, &table(vec![Arc::clone(&mine)]), Duration::ZERO);
+    let before = memory.services[&mine.frontend].id;
+    apply(&mut state, &mut memory, &table(vec![Arc::new(theirs)]), Duration::ZERO);
+    assert_ne!(memory.services[&mine.frontend].id, before);
+    check(&state, &memory);
+}
+
+#[test]
+fn what_a_table_must_not_hold_fails_by_name() {
+    let mut state = State::new(MapSizes::default());
+    let mut memory = Memory::new(MapSizes::default());
+    let good = route_with(1, 1);
+    let mut long = Route::clone(&route_with(2, 1));
+    long.service_port.service = "x".repeat(200).into();
+    let mut wild = Route::clone(&route_with(3, 1));
+    wild.frontend = Frontend::ip([0, 0, 0, 0].into(), wild.frontend.port, Protocol::Tcp);
+    let mut sctp = Route::clone(&route_with(4, 1));
+    sctp.frontend.protocol = Protocol::Sctp;
+    let mut mixed = Route::clone(&route_with(5, 1));
+    mixed.frontend = Frontend::node_port(IpFamily::V6, mixed.frontend.port, Protocol::Tcp);
+    let routes = [long, wild, sctp, mixed].map(Arc::new);
+    let all: Vec<Arc<Route>> = routes.into_iter().chain([Arc::clone(&good)]).collect();
+    let outcome = apply(&mut state, &mut memory, &table(all), Duration::ZERO);
+    assert_eq!((outcome.upserted, outcome.failed.len()), (1, 4));
+    let kinds: Vec<ErrorKind> = outcome.failed.iter().map(|f| f.error.kind()).collect();
+    assert_eq!(kinds.iter().filter(|k| **k == ErrorKind::Unsupported).count(), 1);
+    assert_eq!(kinds.iter().filter(|k| **k == ErrorKind::InvalidInput).count(), 3);
+    check(&state, &memory);
+}

@@ -1,0 +1,397 @@
+//! What is programmed, and what has to be written to get somewhere else. Pure: no system call is made here.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kubenet_core::{
+    datapath::{DatapathError, ErrorKind},
+    model::IpFamily,
+    route::{
+        Backend, Frontend, FrontendAddress, FrontendKind, NodeRouting, Revision, Route, RouteTable,
+        ServicePortName, Target, WhenEmpty,
+    },
+};
+
+use crate::{
+    MapSizes,
+    backends::{Backends, Identity},
+    error::error,
+    ids::{Handle, Ids},
+    layout,
+    rest::Now,
+    slots::{NoSlots, Range, Slots},
+};
+
+/// One value for each address family.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PerFamily<T> {
+    pub(crate) v4: T,
+    pub(crate) v6: T,
+}
+
+impl<T> PerFamily<T> {
+    pub(crate) fn get(&self, family: IpFamily) -> &T {
+        match family {
+            IpFamily::V4 => &self.v4,
+            IpFamily::V6 => &self.v6,
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, family: IpFamily) -> &mut T {
+        match family {
+            IpFamily::V4 => &mut self.v4,
+            IpFamily::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// A set of backends and the range of slots that holds their ids.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Set {
+    pub(crate) range: Range,
+    pub(crate) ids: Vec<u32>,
+}
+
+/// A route as the maps hold it.
+#[derive(Clone, Debug)]
+pub(crate) struct Programmed {
+    pub(crate) route: Arc<Route>,
+    pub(crate) id: u32,
+    pub(crate) internal: Set,
+    /// `None`: the same as `internal`.
+    pub(crate) external: Option<Set>,
+}
+
+impl Programmed {
+    /// The entry of `services`.
+    pub(crate) fn service(&self) -> layout::Service {
+        let external = self.external.as_ref().unwrap_or(&self.internal).range;
+        let Route { masquerade, internal: inside, external: outside, frontend, .. } = &*self.route;
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        layout::Service {
+            internal_base: self.internal.range.base,
+            internal_count: self.internal.range.count,
+            external_base: external.base,
+            external_count: external.count,
+            id: self.id,
+            flags: flag(masquerade.pods, layout::SVC_MASQ_PODS)
+                | flag(masquerade.node, layout::SVC_MASQ_NODE)
+                | flag(masquerade.outside, layout::SVC_MASQ_OUTSIDE)
+                | flag(inside.when_empty == WhenEmpty::Drop, layout::SVC_INTERNAL_DROP)
+                | flag(outside.when_empty == WhenEmpty::Drop, layout::SVC_EXTERNAL_DROP)
+                | flag(matches!(frontend.address, FrontendAddress::NodePort(_)), layout::SVC_NODE_PORT),
+        }
+    }
+
+    fn sets(&self) -> impl Iterator<Item = &Set> {
+        std::iter::once(&self.internal).chain(&self.external)
+    }
+}
+
+/// A route for which everything is reserved, and to which nothing that a packet sees refers yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Staged {
+    pub(crate) programmed: Programmed,
+    /// Backends whose entries must be written first.
+    pub(crate) new_backends: Vec<(Handle, Backend)>,
+    /// The name must be written first.
+    pub(crate) new_name: bool,
+}
+
+impl Staged {
+    pub(crate) fn family(&self) -> IpFamily {
+        self.programmed.route.frontend.family()
+    }
+
+    /// The slots that must be written first: base, and the ids from there on.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (u32, &[u32])> {
+        self.programmed.sets().map(|set| (set.range.base, &set.ids[..]))
+    }
+}
+
+/// What nothing refers to any more and may be cleaned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retired {
+    Backend(IpFamily, u32),
+    Name(u32),
+}
+
+/// Why a route could not be staged.
+#[derive(Clone, Debug)]
+pub(crate) enum Refused {
+    Slots(NoSlots),
+    Backends(IpFamily, u32),
+    Ids(u32),
+    Invalid(String),
+}
+
+impl Refused {
+    /// Whether a grace period may make room.
+    pub(crate) fn is_full(&self) -> bool {
+        !matches!(self, Refused::Invalid(_))
+    }
+
+    pub(crate) fn into_error(self, operation: &'static str) -> DatapathError {
+        let message = match self {
+            Refused::Invalid(message) => return error(operation, ErrorKind::InvalidInput, message),
+            Refused::Slots(NoSlots { wanted, largest, free, size }) => format!(
+                "map slots is full: {wanted} slots in one piece are needed, and of {size} there are {free} free, \
+                 the largest piece {largest}: raise MapSizes::slots"
+            ),
+            Refused::Backends(family, size) => {
+                let (map, setting) = match family {
+                    IpFamily::V4 => ("backends4", "backends4"),
+                    IpFamily::V6 => ("backends6", "backends6"),
+                };
+                format!("map {map} is full: it holds {size} entries: raise MapSizes::{setting}")
+            }
+            Refused::Ids(size) => {
+                format!("map service_names is full: it holds {size} entries: raise MapSizes::services")
+            }
+        };
+        error(operation, ErrorKind::Capacity, message)
+    }
+}
+
+/// What is programmed.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) revision: Revision,
+    pub(crate) node: Arc<NodeRouting>,
+    routes: BTreeMap<Frontend, Programmed>,
+    backends: PerFamily<Backends>,
+    ids: Ids,
+    slots: Slots,
+    sizes: MapSizes,
+}
+
+impl State {
+    /// Nothing, in maps of these sizes.
+    pub(crate) fn new(sizes: MapSizes) -> Self {
+        Self {
+            revision: Revision::default(),
+            node: Arc::default(),
+            routes: BTreeMap::new(),
+            backends: PerFamily { v4: Backends::new(sizes.backends4), v6: Backends::new(sizes.backends6) },
+            ids: Ids::up_to(sizes.service_names()),
+            slots: Slots::new(sizes.slots),
+            sizes,
+        }
+    }
+
+    pub(crate) fn get(&self, frontend: &Frontend) -> Option<&Programmed> {
+        self.routes.get(frontend)
+    }
+
+    pub(crate) fn routes(&self) -> impl Iterator<Item = &Programmed> {
+        self.routes.values()
+    }
+
+    pub(crate) fn backends(&self, family: IpFamily) -> &Backends {
+        self.backends.get(family)
+    }
+
+    /// The routes to write and the frontends to remove to get to `table`.
+    pub(crate) fn diff(&self, table: &RouteTable) -> (Vec<Arc<Route>>, Vec<Frontend>) {
+        let upserts = table
+            .routes()
+            .filter(|route| self.get(&route.frontend).is_none_or(|p| p.route != **route))
+            .map(Arc::clone)
+            .collect();
+        let removals = self.routes.keys().filter(|f| table.get(f).is_none()).copied().collect();
+        (upserts, removals)
+    }
+
+    /// Reserves what a route needs. Reserves nothing on error.
+    pub(crate) fn stage(&mut self, route: &Arc<Route>, now: Now) -> Result<Staged, Refused> {
+        check(route).map_err(Refused::Invalid)?;
+        let old = self.routes.get(&route.frontend);
+        let kept = old.filter(|old| old.route.service_port == route.service_port).map(|old| old.id);
+        let new_name = kept.is_none() || old.is_some_and(|old| old.route.kind != route.kind);
+        let id = match kept {
+            Some(id) => id,
+            None => self.ids.take(now).ok_or(Refused::Ids(self.sizes.service_names()))?.id,
+        };
+        let mut staged = Staged {
+            programmed: Programmed {
+                route: Arc::clone(route),
+                id,
+                internal: Set::default(),
+                external: (route.internal.backends != route.external.backends).then(Set::default),
+            },
+            new_backends: Vec::new(),
+            new_name,
+        };
+        match self.fill(&mut staged, now) {
+            Ok(()) => Ok(staged),
+            Err(refused) => {
+                // None of it was written, so that nothing has to be cleaned from the maps.
+                self.abort(staged, now);
+                Err(refused)
+            }
+        }
+    }
+
+    fn fill(&mut self, staged: &mut Staged, now: Now) -> Result<(), Refused> {
+        let route = Arc::clone(&staged.programmed.route);
+        let family = route.frontend.family();
+        let size = match family {
+            IpFamily::V4 => self.sizes.backends4,
+            IpFamily::V6 => self.sizes.backends6,
+        };
+        let sets = [(&route.internal, Some(&mut staged.programmed.internal))]
+            .into_iter()
+            .chain([(&route.external, staged.programmed.external.as_mut())]);
+        for (target, set) in sets {
+            let Some(set) = set else { continue };
+            for backend in &*target.backends {
+                let identity = Identity {
+                    service_port: route.service_port.clone(),
+                    protocol: route.frontend.protocol,
+                    backend: *backend,
+                };
+                let (handle, new) = self
+                    .backends
+                    .get_mut(family)
+                    .acquire(identity, now)
+                    .ok_or(Refused::Backends(family, size.saturating_sub(1)))?;
+                set.ids.push(handle.id);
+                if new {
+                    staged.new_backends.push((handle, *backend));
+                }
+            }
+            let count = u32::try_from(set.ids.len())
+                .map_err(|_| Refused::Invalid("has more backends than a map can hold".into()))?;
+            set.range = self.slots.take(count, now).map_err(Refused::Slots)?;
+        }
+        Ok(())
+    }
+
+    /// The route's entry of `services` is written: what it replaced is given back.
+    #[must_use]
+    pub(crate) fn commit(&mut self, staged: Staged, now: Now) -> Vec<Retired> {
+        let frontend = staged.programmed.route.frontend;
+        let id = staged.programmed.id;
+        match self.routes.insert(frontend, staged.programmed) {
+            Some(old) => {
+                let same_id = old.id == id;
+                self.release(&old, same_id, now)
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// The route's entry of `services` could not be written: what was reserved for it is given back.
+    pub(crate) fn abort(&mut self, staged: Staged, now: Now) -> Vec<Retired> {
+        let Programmed { route, id, .. } = &staged.programmed;
+        let kept_id = self.routes.get(&route.frontend).is_some_and(|old| old.id == *id);
+        self.release(&staged.programmed, kept_id, now)
+    }
+
+    /// The frontend's entry of `services` is gone.
+    #[must_use]
+    pub(crate) fn remove(&mut self, frontend: &Frontend, now: Now) -> Vec<Retired> {
+        match self.routes.remove(frontend) {
+            Some(old) => self.release(&old, false, now),
+            None => Vec::new(),
+        }
+    }
+
+    fn release(&mut self, programmed: &Programmed, keep_id: bool, now: Now) -> Vec<Retired> {
+        let family = programmed.route.frontend.family();
+        let mut retired = Vec::new();
+        for set in programmed.sets() {
+            for &id in &set.ids {
+                if self.backends.get_mut(family).release(id, now) {
+                    retired.push(Retired::Backend(family, id));
+                }
+            }
+            self.slots.give_back(set.range, now);
+        }
+        if !keep_id {
+            self.ids.give_back(programmed.id, now);
+            retired.push(Retired::Name(programmed.id));
+        }
+        retired
+    }
+
+    /// Whether a grace period would free something.
+    pub(crate) fn has_resting(&self) -> bool {
+        let backends = self.backends.v4.has_resting() || self.backends.v6.has_resting();
+        backends || self.ids.has_resting() || self.slots.has_resting()
+    }
+
+    /// The caller waited for an RCU grace period.
+    pub(crate) fn wake_all(&mut self) {
+        self.backends.v4.wake_all();
+        self.backends.v6.wake_all();
+        self.ids.wake_all();
+        self.slots.wake_all();
+    }
+}
+
+/// The rules that a route must obey to have a place in the maps. The router keeps them; a table may come from
+/// elsewhere.
+fn check(route: &Route) -> Result<(), String> {
+    let family = route.frontend.family();
+    if let FrontendAddress::Ip(address) = route.frontend.address
+        && (address.is_unspecified() || address.is_multicast())
+    {
+        return Err(format!("frontend {}: the address must be a unicast address", route.frontend));
+    }
+    for Target { backends, .. } in [&route.internal, &route.external] {
+        if let Some(stray) = backends.iter().find(|b| IpFamily::of(b.address) != family) {
+            return Err(format!(
+                "backend {}: must be an {family} address like the frontend {}",
+                stray.socket_addr(),
+                route.frontend
+            ));
+        }
+    }
+    encode_name(&route.service_port, route.kind).map(drop)
+}
+
+/// A name as the map holds it.
+pub(crate) fn encode_name(name: &ServicePortName, kind: FrontendKind) -> Result<layout::ServiceName, String> {
+    let ServicePortName { namespace, service, port } = name;
+    let too_long = || {
+        format!(
+            "service port {name}: namespace, name and port name must not be longer than {} bytes together",
+            layout::SERVICE_NAME_TEXT
+        )
+    };
+    let kind = match kind {
+        FrontendKind::ClusterIp => 0,
+        FrontendKind::NodePort => 1,
+        _ => return Err(format!("frontends of kind {kind:?} are not supported by this datapath")),
+    };
+    let mut text = [0; layout::SERVICE_NAME_TEXT];
+    let mut at = 0;
+    let mut lengths = [0u8; 3];
+    for (length, part) in lengths.iter_mut().zip([namespace, service, port]) {
+        let end = at + part.len();
+        text.get_mut(at..end).ok_or_else(too_long)?.copy_from_slice(part.as_bytes());
+        *length = u8::try_from(part.len()).map_err(|_| too_long())?;
+        at = end;
+    }
+    let [namespace_len, service_len, port_len] = lengths;
+    Ok(layout::ServiceName { namespace_len, service_len, port_len, kind, text })
+}
+
+/// The name and the kind that an entry of the map holds, or `None` where it is none of ours.
+pub(crate) fn decode_name(entry: &layout::ServiceName) -> Option<(ServicePortName, FrontendKind)> {
+    let mut at = 0;
+    let mut part = |length: u8| -> Option<Arc<str>> {
+        let end = at + usize::from(length);
+        let text = std::str::from_utf8(entry.text.get(at..end)?).ok()?;
+        at = end;
+        Some(text.into())
+    };
+    let (namespace, service, port) =
+        (part(entry.namespace_len)?, part(entry.service_len)?, part(entry.port_len)?);
+    let kind = match entry.kind {
+        0 => FrontendKind::ClusterIp,
+        1 => FrontendKind::NodePort,
+        _ => return None,
+    };
+    Some((ServicePortName { namespace, service, port }, kind))
+}

@@ -1,0 +1,56 @@
+//! In place of `kernel` where there is no Linux: says so.
+
+use kubenet_core::{
+    datapath::{ApplyReport, Capabilities, DatapathError, DrainStatus, ErrorKind, EventHub},
+    route::{RouteDelta, RouteTable},
+};
+
+use crate::{EbpfBuilder, Metrics, Probe, error::error};
+
+pub(crate) enum Engine {}
+
+fn unsupported<T>(operation: &'static str) -> Result<T, DatapathError> {
+    Err(error(operation, ErrorKind::Unsupported, "eBPF needs Linux: choose another datapath on this system"))
+}
+
+pub(crate) fn probe() -> Result<Probe, DatapathError> {
+    unsupported("probe")
+}
+
+impl Engine {
+    pub(crate) fn start(_: EbpfBuilder, _: Capabilities, _: EventHub) -> Result<Self, DatapathError> {
+        unsupported("build")
+    }
+
+    pub(crate) fn replace(&mut self, _: &RouteTable) -> Result<ApplyReport, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn apply(&mut self, _: &RouteDelta) -> Result<ApplyReport, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn read(&mut self) -> Result<RouteTable, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn drain(&mut self) -> Result<DrainStatus, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn metrics(&mut self) -> Result<Metrics, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn attach_pod(&mut self, _: &str) -> Result<(), DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn detach_pod(&mut self, _: &str) -> Result<(), DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn remove(self) -> Vec<String> {
+        match self {}
+    }
+}

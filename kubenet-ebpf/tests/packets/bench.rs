@@ -1,0 +1,496 @@
+//! A network namespace with the devices and routes of a small node, and the programs loaded for it.
+
+use std::{
+    env,
+    fs::File,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use nix::sched::{CloneFlags, setns};
+
+use crate::frame::{Frame, Proto};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../src/kubenet.bpf.o");
+
+/// TC's answers.
+pub const UNSPEC: i32 = -1;
+pub const OK: i32 = 0;
+pub const SHOT: i32 = 2;
+pub const REDIRECT: i32 = 7;
+
+pub const MASQ_PODS: u32 = 0x01;
+pub const MASQ_OUTSIDE: u32 = 0x04;
+pub const INTERNAL_DROP: u32 = 0x08;
+pub const EXTERNAL_DROP: u32 = 0x10;
+
+pub const ALIVE: u16 = 0x01;
+pub const LOCAL: u16 = 0x02;
+pub const TERMINATING: u16 = 0x04;
+
+pub const DRAINING: u32 = 0x01;
+
+/// Counters, by their index in `metrics`.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub enum Metric {
+    Forwarded = 0,
+    NewFlow,
+    Rejected,
+    NoLocalBackend,
+    Fragment,
+    SnatExhausted,
+    #[expect(dead_code, reason = "the LRU never is full")]
+    ConntrackFull,
+    Malformed,
+    Route,
+}
+
+/// Where a frame comes in or goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    FromPod,
+    FromExternal,
+    ToDevice,
+}
+
+/// The addresses of the bench in one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Net {
+    pub vip: IpAddr,
+    pub node: IpAddr,
+    /// Has node addresses' flag, but not that of node ports.
+    pub node_inner: IpAddr,
+    pub pod: IpAddr,
+    pub pod_here: IpAddr,
+    pub pod_there: IpAddr,
+    pub outside: IpAddr,
+    /// A backend behind a route of 1300 bytes.
+    pub narrow: IpAddr,
+    /// A backend behind a blackhole.
+    pub lost: IpAddr,
+}
+
+pub const V4: Net = Net {
+    vip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+    node: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    node_inner: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)),
+    pod: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 5)),
+    pod_here: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 10)),
+    pod_there: IpAddr::V4(Ipv4Addr::new(10, 2, 0, 10)),
+    outside: IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
+    narrow: IpAddr::V4(Ipv4Addr::new(10, 3, 0, 10)),
+    lost: IpAddr::V4(Ipv4Addr::new(10, 9, 0, 10)),
+};
+
+pub const V6: Net = Net {
+    vip: IpAddr::V6(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1)),
+    node: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    node_inner: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9)),
+    pod: IpAddr::V6(Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 5)),
+    pod_here: IpAddr::V6(Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 0x10)),
+    pod_there: IpAddr::V6(Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 0x10)),
+    outside: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 7)),
+    narrow: IpAddr::V6(Ipv6Addr::new(0xfd03, 0, 0, 0, 0, 0, 0, 0x10)),
+    lost: IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0x10)),
+};
+
+const POD_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+const EXTERNAL_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+
+const SET_UP: &str = "
+link set lo up
+link add pod0 address 02:00:00:00:01:01 type veth peer name pod0p
+link add ext0 address 02:00:00:00:02:01 type veth peer name ext0p
+link set pod0 up
+link set pod0p up
+link set ext0 up
+link set ext0p up
+addr add 192.0.2.1/24 dev ext0
+addr add 192.0.2.9/24 dev ext0
+addr add 2001:db8::1/64 dev ext0 nodad
+addr add 2001:db8::9/64 dev ext0 nodad
+addr add fe80::1/64 dev pod0 nodad
+route add 10.1.0.0/24 dev pod0
+route add fd01::/64 dev pod0
+route add 10.2.0.0/24 via 192.0.2.2
+route add fd02::/64 via 2001:db8::2
+route add 10.3.0.0/24 via 192.0.2.2 mtu 1300
+route add fd03::/64 via 2001:db8::2 mtu 1300
+route add blackhole 10.9.0.0/24
+route add blackhole fd09::/64
+route add default via 192.0.2.254
+route add default via 2001:db8::fe
+";
+
+/// Runs a test on a thread of its own in a namespace of its own. Without root it is skipped, in CI it fails.
+pub fn on_bench(test: impl FnOnce(&mut Bench) + Send) {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "needs root");
+        eprintln!("skipped: loading BPF programs needs root");
+        return;
+    }
+    thread::scope(|scope| {
+        if let Err(panic) = scope.spawn(|| test(&mut Bench::new())).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// Runs a test once for each family and protocol, on one bench.
+pub fn for_each_kind(test: impl Fn(&mut Bench, Net, Proto) + Send) {
+    on_bench(|bench| {
+        for net in [V4, V6] {
+            for proto in [Proto::Tcp, Proto::Udp] {
+                eprintln!("{proto:?} from {}", net.pod);
+                bench.clear();
+                test(bench, net, proto);
+            }
+        }
+    });
+}
+
+/// What a program did.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub action: i32,
+    pub bytes: Vec<u8>,
+}
+
+pub struct Bench {
+    ebpf: Ebpf,
+    pod0: u32,
+    ext0: u32,
+    next_backend: u32,
+    next_slot: u32,
+    next_service: u32,
+}
+
+impl Bench {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kubenet-pkt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        ip(&format!("netns add {name}"));
+        let entered = File::open(format!("/run/netns/{name}"))
+            .and_then(|file| setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(Into::into));
+        // From here on the namespace lives as long as this thread, whatever happens.
+        ip(&format!("netns del {name}"));
+        entered.expect("enter the namespace");
+
+        for line in SET_UP.lines().filter(|line| !line.is_empty()) {
+            ip(line);
+        }
+        for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{file}"), "1").expect("switch forwarding on");
+        }
+
+        let mut loader = EbpfLoader::new();
+        for map in ["conntrack4", "conntrack6", "socket_peers4", "socket_peers6"] {
+            loader.map_max_entries(map, 4096);
+        }
+        let mut ebpf = loader.load(OBJECT).expect("load the object");
+        for name in ["kubenet_from_pod", "kubenet_from_external", "kubenet_to_device"] {
+            program(&mut ebpf, name).load().expect("the verifier accepts the program");
+        }
+        let index = |name| nix::net::if_::if_nametoindex(name).expect("device");
+        let (pod0, ext0) = (index("pod0"), index("ext0"));
+        Self { ebpf, pod0, ext0, next_backend: 1, next_slot: 0, next_service: 1 }
+    }
+
+    /// No Services and no flows; the facts about the node as they are in most tests.
+    pub fn clear(&mut self) {
+        fn empty<const K: usize, const V: usize>(map: &mut aya::maps::Map) {
+            let mut map = HashMap::<_, [u8; K], [u8; V]>::try_from(map).expect("hash map");
+            let keys: Vec<_> = map.keys().map(|key| key.expect("key")).collect();
+            for key in keys {
+                map.remove(&key).expect("remove");
+            }
+        }
+        empty::<8, 24>(self.map_mut("services4"));
+        empty::<20, 24>(self.map_mut("services6"));
+        empty::<16, 32>(self.map_mut("conntrack4"));
+        empty::<40, 56>(self.map_mut("conntrack6"));
+        for net in [V4, V6] {
+            self.node_address(net.node, 0x03);
+            self.node_address(net.node_inner, 0x01);
+            self.pod_cidr(net.pod, if net.pod.is_ipv4() { 24 } else { 64 });
+            self.pod_cidr(net.pod_there, if net.pod.is_ipv4() { 24 } else { 64 });
+        }
+        self.configure(0, 20000..=29999);
+    }
+
+    fn map_mut(&mut self, name: &str) -> &mut aya::maps::Map {
+        self.ebpf.map_mut(name).expect(name)
+    }
+
+    fn insert<const K: usize, const V: usize>(&mut self, name: &str, key: &[u8], value: &[u8]) {
+        let mut map = HashMap::<_, [u8; K], [u8; V]>::try_from(self.map_mut(name)).expect("hash map");
+        let (key, value) = (key.try_into().expect("key"), value.try_into().expect("value"));
+        map.insert::<[u8; K], [u8; V]>(key, value, 0).expect("insert");
+    }
+
+    fn set<const V: usize>(&mut self, name: &str, index: u32, value: &[u8]) {
+        let mut map = Array::<_, [u8; V]>::try_from(self.map_mut(name)).expect("array");
+        let value: [u8; V] = value.try_into().expect("value");
+        map.set(index, value, 0).expect("set");
+    }
+
+    fn node_address(&mut self, address: IpAddr, flags: u32) {
+        match address {
+            IpAddr::V4(a) => self.insert::<4, 4>("node_addrs4", &a.octets(), &flags.to_ne_bytes()),
+            IpAddr::V6(a) => self.insert::<16, 4>("node_addrs6", &a.octets(), &flags.to_ne_bytes()),
+        }
+    }
+
+    fn pod_cidr(&mut self, address: IpAddr, len: u32) {
+        match address {
+            IpAddr::V4(a) => lpm_trie::LpmTrie::<_, [u8; 4], u32>::try_from(self.map_mut("pod_cidrs4"))
+                .expect("trie")
+                .insert(&lpm_trie::Key::new(len, a.octets()), 1, 0)
+                .expect("insert"),
+            IpAddr::V6(a) => lpm_trie::LpmTrie::<_, [u8; 16], u32>::try_from(self.map_mut("pod_cidrs6"))
+                .expect("trie")
+                .insert(&lpm_trie::Key::new(len, a.octets()), 1, 0)
+                .expect("insert"),
+        }
+    }
+
+    /// Flags, and the ports to masquerade with.
+    pub fn configure(&mut self, flags: u32, ports: std::ops::RangeInclusive<u16>) {
+        let mut value = octets(V4.node);
+        value.extend(flags.to_ne_bytes());
+        value.extend(octets(V6.node));
+        value.extend(0u64.to_ne_bytes());
+        value.extend(ports.start().to_ne_bytes());
+        value.extend(ports.end().to_ne_bytes());
+        value.extend([0; 4]);
+        self.set::<40>("config", 0, &value);
+    }
+
+    /// A backend with a fresh id.
+    pub fn backend(&mut self, at: SocketAddr, flags: u16) -> u32 {
+        let id = self.next_backend;
+        self.next_backend += 1;
+        self.set_backend(id, at, ALIVE | flags, 1);
+        id
+    }
+
+    pub fn set_backend(&mut self, id: u32, at: SocketAddr, flags: u16, generation: u32) {
+        let mut value = octets(at.ip());
+        value.extend(at.port().to_be_bytes());
+        value.extend(flags.to_ne_bytes());
+        value.extend(generation.to_ne_bytes());
+        match at {
+            SocketAddr::V4(_) => self.set::<12>("backends4", id, &value),
+            SocketAddr::V6(_) => self.set::<24>("backends6", id, &value),
+        }
+    }
+
+    fn range(&mut self, backends: &[u32]) -> u32 {
+        let base = self.next_slot;
+        for id in backends {
+            self.set::<4>("slots", self.next_slot, &id.to_ne_bytes());
+            self.next_slot += 1;
+        }
+        base
+    }
+
+    /// Serves a frontend. The address of a node port is that of nobody: all zero.
+    pub fn serve(
+        &mut self,
+        frontend: SocketAddr,
+        proto: Proto,
+        flags: u32,
+        internal: &[u32],
+        external: &[u32],
+    ) {
+        let mut value = Vec::new();
+        for set in [internal, external] {
+            value.extend(self.range(set).to_ne_bytes());
+            value.extend((set.len() as u32).to_ne_bytes());
+        }
+        value.extend(self.next_service.to_ne_bytes());
+        value.extend(flags.to_ne_bytes());
+        self.next_service += 1;
+        let key = service_key(frontend, proto);
+        match frontend {
+            SocketAddr::V4(_) => self.insert::<8, 24>("services4", &key, &value),
+            SocketAddr::V6(_) => self.insert::<20, 24>("services6", &key, &value),
+        }
+    }
+
+    pub fn remove_service(&mut self, frontend: SocketAddr, proto: Proto) {
+        let key = service_key(frontend, proto);
+        match frontend {
+            SocketAddr::V4(_) => {
+                let map = self.map_mut("services4");
+                let mut map = HashMap::<_, [u8; 8], [u8; 24]>::try_from(map).expect("hash map");
+                map.remove(&key.try_into().expect("key")).expect("remove");
+            }
+            SocketAddr::V6(_) => {
+                let map = self.map_mut("services6");
+                let mut map = HashMap::<_, [u8; 20], [u8; 24]>::try_from(map).expect("hash map");
+                map.remove(&key.try_into().expect("key")).expect("remove");
+            }
+        }
+    }
+
+    /// Number of conntrack entries of both families.
+    pub fn entries(&mut self) -> usize {
+        fn len<const K: usize, const V: usize>(map: &mut aya::maps::Map) -> usize {
+            HashMap::<_, [u8; K], [u8; V]>::try_from(map).expect("hash map").keys().count()
+        }
+        len::<16, 32>(self.map_mut("conntrack4")) + len::<40, 56>(self.map_mut("conntrack6"))
+    }
+
+    /// Makes every flow look as if it was last heard this many ticks ago.
+    pub fn age(&mut self, ticks: u32) {
+        fn age<const K: usize, const V: usize>(map: &mut aya::maps::Map, ticks: u32) {
+            let mut map = HashMap::<&mut MapData, [u8; K], [u8; V]>::try_from(map).expect("hash map");
+            let entries: Vec<_> = map.iter().map(|entry| entry.expect("entry")).collect();
+            for (key, mut value) in entries {
+                let at = V - 8..V - 4;
+                let seen = u32::from_ne_bytes(value[at.clone()].try_into().expect("last_seen"));
+                value[at].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
+                map.insert(key, value, 0).expect("insert");
+            }
+        }
+        age::<16, 32>(self.map_mut("conntrack4"), ticks);
+        age::<40, 56>(self.map_mut("conntrack6"), ticks);
+    }
+
+    /// Drops the entry for packets from one address to another, as the LRU may.
+    pub fn evict(&mut self, from: SocketAddr, to: SocketAddr, proto: Proto) {
+        let mut key = octets(from.ip());
+        key.extend(octets(to.ip()));
+        key.extend(from.port().to_be_bytes());
+        key.extend(to.port().to_be_bytes());
+        key.extend([proto.number(), 0, 0, 0]);
+        if from.is_ipv4() {
+            HashMap::<_, [u8; 16], [u8; 32]>::try_from(self.map_mut("conntrack4"))
+                .expect("hash map")
+                .remove(&key.try_into().expect("key"))
+                .expect("the entry was there");
+        } else {
+            HashMap::<_, [u8; 40], [u8; 56]>::try_from(self.map_mut("conntrack6"))
+                .expect("hash map")
+                .remove(&key.try_into().expect("key"))
+                .expect("the entry was there");
+        }
+    }
+
+    pub fn metric(&mut self, metric: Metric) -> u64 {
+        let map = PerCpuArray::<_, u64>::try_from(self.map_mut("metrics")).expect("metrics");
+        map.get(&(metric as u32), 0).expect("metric").iter().sum()
+    }
+
+    /// Sends a frame to the hook's device, whose MAC address it is given.
+    pub fn send(&mut self, hook: Hook, frame: &mut Frame) -> Outcome {
+        frame.mac_to = self.mac(hook);
+        self.send_bytes(hook, &frame.bytes(), 0)
+    }
+
+    pub fn mac(&self, hook: Hook) -> [u8; 6] {
+        if hook == Hook::FromPod { POD_MAC } else { EXTERNAL_MAC }
+    }
+
+    /// Sends bytes; with a `gso_size`, as one packet that is to be cut into such segments.
+    pub fn send_bytes(&mut self, hook: Hook, bytes: &[u8], gso_size: u32) -> Outcome {
+        let (name, device) = match hook {
+            Hook::FromPod => ("kubenet_from_pod", self.pod0),
+            Hook::FromExternal => ("kubenet_from_external", self.ext0),
+            Hook::ToDevice => ("kubenet_to_device", self.ext0),
+        };
+        // Fields of struct __sk_buff.
+        let mut context = [0; 192];
+        context[40..44].copy_from_slice(&device.to_ne_bytes());
+        if gso_size != 0 {
+            context[164..168].copy_from_slice(&2u32.to_ne_bytes());
+            context[176..180].copy_from_slice(&gso_size.to_ne_bytes());
+        }
+        let mut out = vec![0; bytes.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(bytes),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..Default::default()
+        };
+        let result = program(&mut self.ebpf, name).test_run(options).expect("test run");
+        out.truncate(result.data_size_out as usize);
+        Outcome { action: result.return_value as i32, bytes: out }
+    }
+
+    /// Sends a frame and expects it to go on as it is.
+    #[track_caller]
+    pub fn expect_passed(&mut self, hook: Hook, mut frame: Frame) {
+        let outcome = self.send(hook, &mut frame);
+        assert_eq!(outcome, Outcome { action: UNSPEC, bytes: frame.bytes() });
+    }
+
+    /// Sends a frame and expects another one to leave by another device.
+    #[track_caller]
+    pub fn expect_forwarded(&mut self, hook: Hook, mut frame: Frame, from: SocketAddr, to: SocketAddr) {
+        let outcome = self.send(hook, &mut frame);
+        assert_eq!(outcome, Outcome { action: REDIRECT, bytes: frame.forwarded(from, to).bytes() });
+    }
+
+    /// Sends a frame and expects it to be dropped and counted.
+    #[track_caller]
+    pub fn expect_dropped(&mut self, hook: Hook, mut frame: Frame, metric: Metric) {
+        let before = self.metric(metric);
+        let outcome = self.send(hook, &mut frame);
+        assert_eq!(outcome.action, SHOT);
+        assert_eq!(self.metric(metric), before + 1, "{metric:?}");
+    }
+
+    /// Sends a frame and expects these bytes to come back.
+    #[track_caller]
+    pub fn expect_answered(&mut self, hook: Hook, mut frame: Frame, answer: impl Fn(&Frame) -> Vec<u8>) {
+        let outcome = self.send(hook, &mut frame);
+        assert_eq!(outcome, Outcome { action: REDIRECT, bytes: answer(&frame) });
+    }
+
+    /// Instructions that the verifier walked through.
+    pub fn verified_instructions(&mut self, name: &str) -> Option<u32> {
+        program(&mut self.ebpf, name).info().ok()?.verified_instruction_count()
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).expect(name)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+fn service_key(frontend: SocketAddr, proto: Proto) -> Vec<u8> {
+    let mut key = octets(frontend.ip());
+    key.extend(frontend.port().to_be_bytes());
+    key.extend([proto.number(), 0]);
+    key
+}
+
+/// Runs `ip` in the namespace of this thread.
+fn ip(arguments: &str) {
+    let six = arguments.contains("fd0") || arguments.contains("2001:");
+    let family = if six { &["-6"][..] } else { &[] };
+    let output = Command::new("ip").args(family).args(arguments.split(' ')).output().expect("run ip");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// An address and a port.
+pub fn at(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
+}

@@ -1,0 +1,237 @@
+//! Frames as values: what a test sends, and what it expects to see, built from scratch by etherparse.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6Header,
+    Ipv6RawExtHeader, PacketBuilder, TcpHeader, TcpOptions,
+};
+
+/// Offset of the network header.
+pub const L3: usize = 14;
+
+/// A transport protocol that the programs translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proto {
+    Tcp,
+    Udp,
+}
+
+impl Proto {
+    pub fn number(self) -> u8 {
+        match self {
+            Proto::Tcp => 6,
+            Proto::Udp => 17,
+        }
+    }
+}
+
+/// Which TCP flags a frame has. For UDP it makes no difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flags {
+    Syn,
+    SynAck,
+    Ack,
+    Fin,
+    Rst,
+}
+
+/// One frame with TCP or UDP in it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub mac_from: [u8; 6],
+    pub mac_to: [u8; 6],
+    pub proto: Proto,
+    pub from: SocketAddr,
+    pub to: SocketAddr,
+    pub flags: Flags,
+    pub ttl: u8,
+    pub tcp_options: Vec<u8>,
+    pub ip_options: Vec<u8>,
+    /// Hop-by-hop and destination options.
+    pub extensions: bool,
+    pub dont_fragment: bool,
+    pub more_fragments: bool,
+    /// UDP without a checksum.
+    pub no_checksum: bool,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    pub fn new(proto: Proto, from: SocketAddr, to: SocketAddr) -> Self {
+        Self {
+            mac_from: [2, 0, 0, 0, 9, 9],
+            mac_to: [0; 6],
+            proto,
+            from,
+            to,
+            flags: Flags::Syn,
+            ttl: 64,
+            tcp_options: Vec::new(),
+            ip_options: Vec::new(),
+            extensions: false,
+            dont_fragment: true,
+            more_fragments: false,
+            no_checksum: false,
+            payload: b"an odd payload for checksums".to_vec(),
+        }
+    }
+
+    pub fn flags(mut self, flags: Flags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    pub fn payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
+        self.payload = payload.into();
+        self
+    }
+
+    /// The frame with other addresses, as it stands after a translation.
+    pub fn with(&self, from: SocketAddr, to: SocketAddr) -> Self {
+        Self { from, to, ..self.clone() }
+    }
+
+    /// The same, one hop on.
+    pub fn forwarded(&self, from: SocketAddr, to: SocketAddr) -> Self {
+        let mut frame = self.with(from, to);
+        frame.ttl -= 1;
+        frame
+    }
+
+    fn ip(&self) -> IpHeaders {
+        match (self.from.ip(), self.to.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let header = Ipv4Header {
+                    identification: 4711,
+                    time_to_live: self.ttl,
+                    dont_fragment: self.dont_fragment,
+                    more_fragments: self.more_fragments,
+                    fragment_offset: IpFragOffset::ZERO,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    options: Ipv4Options::try_from(&self.ip_options[..]).expect("options"),
+                    ..Ipv4Header::default()
+                };
+                IpHeaders::Ipv4(header, Ipv4Extensions::default())
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = Ipv6Header {
+                    hop_limit: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                let mut extensions = Ipv6Extensions::default();
+                if self.extensions {
+                    // PadN over the rest of each header.
+                    let option = |next| Ipv6RawExtHeader::new_raw(next, &[1, 4, 0, 0, 0, 0]).expect("header");
+                    extensions.hop_by_hop_options = Some(option(IpNumber::IPV6_DESTINATION_OPTIONS));
+                    extensions.destination_options = Some(option(IpNumber::TCP));
+                }
+                IpHeaders::Ipv6(header, extensions)
+            }
+            _ => panic!("families differ"),
+        }
+    }
+
+    /// The bytes, with every checksum computed from scratch.
+    pub fn bytes(&self) -> Vec<u8> {
+        let step = PacketBuilder::ethernet2(self.mac_from, self.mac_to).ip(self.ip());
+        let mut out = Vec::new();
+        match self.proto {
+            Proto::Tcp => {
+                let mut tcp = TcpHeader::new(self.from.port(), self.to.port(), 1000, 4096);
+                tcp.syn = matches!(self.flags, Flags::Syn | Flags::SynAck);
+                tcp.ack = self.flags != Flags::Syn;
+                tcp.fin = self.flags == Flags::Fin;
+                tcp.rst = self.flags == Flags::Rst;
+                tcp.acknowledgment_number = if tcp.ack { 2000 } else { 0 };
+                tcp.options = TcpOptions::try_from_slice(&self.tcp_options).expect("TCP options");
+                step.tcp_header(tcp).write(&mut out, &self.payload).expect("frame");
+            }
+            Proto::Udp => {
+                step.udp(self.from.port(), self.to.port()).write(&mut out, &self.payload).expect("frame");
+                if self.no_checksum {
+                    let at = self.l4() + 6;
+                    out[at..at + 2].fill(0);
+                }
+            }
+        }
+        out
+    }
+
+    /// Offset of the transport header.
+    pub fn l4(&self) -> usize {
+        match self.from {
+            SocketAddr::V4(_) => L3 + 20 + self.ip_options.len().next_multiple_of(4),
+            SocketAddr::V6(_) => L3 + 40 + if self.extensions { 16 } else { 0 },
+        }
+    }
+
+    /// An answer by this node: network header with the addresses turned round.
+    fn answer(&self) -> etherparse::PacketBuilderStep<IpHeaders> {
+        let ip = match (self.from.ip(), self.to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => IpHeaders::Ipv4(
+                Ipv4Header {
+                    time_to_live: 64,
+                    dont_fragment: true,
+                    source: to.octets(),
+                    destination: from.octets(),
+                    // Zeros end the list, and keep the header's length.
+                    options: Ipv4Options::try_from(&vec![0; self.ip_options.len()][..]).expect("options"),
+                    ..Ipv4Header::default()
+                },
+                Ipv4Extensions::default(),
+            ),
+            (IpAddr::V6(from), IpAddr::V6(to)) => IpHeaders::Ipv6(
+                Ipv6Header {
+                    hop_limit: 64,
+                    source: to.octets(),
+                    destination: from.octets(),
+                    ..Ipv6Header::default()
+                },
+                Ipv6Extensions::default(),
+            ),
+            _ => panic!("families differ"),
+        };
+        PacketBuilder::ethernet2(self.mac_to, self.mac_from).ip(ip)
+    }
+
+    /// The reset that refuses this SYN.
+    pub fn reset(&self) -> Vec<u8> {
+        let mut tcp = TcpHeader::new(self.to.port(), self.from.port(), 0, 0);
+        tcp.rst = true;
+        tcp.ack = true;
+        tcp.acknowledgment_number = 1000 + 1 + self.payload.len() as u32;
+        let mut out = Vec::new();
+        self.answer().tcp_header(tcp).write(&mut out, &[]).expect("reset");
+        out
+    }
+
+    /// The ICMP error of this type about this frame, with the network header and 8 bytes quoted.
+    pub fn icmp(&self, v4: (u8, u8), v6: (u8, u8), info: u32) -> Vec<u8> {
+        let quote = &self.bytes()[L3..self.l4() + 8];
+        let mut out = Vec::new();
+        match self.from {
+            SocketAddr::V4(_) => {
+                self.answer().icmpv4_raw(v4.0, v4.1, info.to_be_bytes()).write(&mut out, quote)
+            }
+            SocketAddr::V6(_) => {
+                self.answer().icmpv6_raw(v6.0, v6.1, info.to_be_bytes()).write(&mut out, quote)
+            }
+        }
+        .expect("ICMP");
+        out
+    }
+
+    /// The ICMP error that refuses this datagram.
+    pub fn port_unreachable(&self) -> Vec<u8> {
+        self.icmp((3, 3), (1, 4), 0)
+    }
+}

@@ -1,0 +1,245 @@
+//! Tables go into the kernel and come back. No traffic.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::sync::Arc;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use futures::{FutureExt, StreamExt, executor::block_on};
+use kubenet_core::{
+    datapath::{Close, Datapath, DatapathEvent, DatapathExt, ErrorKind},
+    model::{IpFamily, LocalDetector},
+    route::{Backend, BackendState, NodeRouting, Revision, Route, RouteTable, WhenEmpty},
+};
+use kubenet_ebpf::{EbpfDatapath, MapSizes, Metric, probe};
+use kubenet_testkit::lab::{Lab, LabConfig, Node};
+use support::*;
+
+fn config() -> LabConfig {
+    LabConfig::new().pod("here", Node::A).pod("there", Node::B)
+}
+
+#[test]
+fn a_table_is_read_back_as_it_was_programmed() {
+    let Some(lab) = lab(config()) else { return };
+    let datapath = datapath(&lab);
+    let mut routes = Vec::new();
+    for &family in lab.families() {
+        routes.extend(on_cluster_ip(&lab, family, 1, &["here", "there"]));
+        routes.extend(on_cluster_ip(&lab, family, 2, &[]));
+        routes.extend(on_node_port(&lab, family, NODE_PORT, &["here", "there"]));
+    }
+    // Sets that differ, an empty one that drops, a backend that terminates.
+    let mut odd = Route::clone(&on_node_port(&lab, IpFamily::V4, 30_081, &["here", "there"])[0]);
+    odd.external.backends = backends(&lab, IpFamily::V4, &["here"]);
+    odd.external.when_empty = WhenEmpty::Drop;
+    odd.internal.backends =
+        odd.internal.backends.iter().map(|b| Backend { state: BackendState::Terminating, ..*b }).collect();
+    odd.service_port.port = "metrics".into();
+    routes.push(Arc::new(odd));
+    let first = table(&lab, 7, routes.clone());
+    assert_eq!(replace(&datapath, &first).upserted, routes.len());
+
+    let read = block_on(datapath.read()).unwrap();
+    assert_eq!(read.revision(), Revision(7));
+    assert!(read.same_routes(&first), "{:#?}", read.diff(&first));
+
+    // Again: nothing to do.
+    let again = replace(&datapath, &first);
+    assert_eq!((again.upserted, again.removed), (0, 0));
+
+    let second = table(&lab, 8, routes.into_iter().skip(3));
+    let delta = Arc::new(first.diff(&second));
+    let report = block_on(datapath.apply(Arc::clone(&delta))).unwrap();
+    assert_eq!((report.upserted, report.removed, report.revision), (0, 3, Revision(8)));
+    assert!(block_on(datapath.drift(&second)).unwrap().is_none());
+
+    let conflict = block_on(datapath.apply(delta)).unwrap_err();
+    assert_eq!(conflict.kind(), ErrorKind::Conflict);
+    assert!(block_on(datapath.drift(&second)).unwrap().is_none(), "a conflict changes nothing");
+    block_on(datapath.close(Close::Remove)).unwrap();
+}
+
+#[test]
+fn facts_about_the_node_keep_their_order() {
+    let Some(lab) = lab(config()) else { return };
+    let datapath = datapath(&lab);
+    let mut facts = NodeRouting::default();
+    facts.addresses =
+        ["10.89.0.1", "fd00:89::1", "192.168.7.7", "10.1.1.1", "fd00::7"].map(|a| a.parse().unwrap()).into();
+    facts.node_port_addresses = ["10.1.1.1", "192.168.7.7", "fd00:89::1"].map(|a| a.parse().unwrap()).into();
+    facts.local_detector = LocalDetector::ClusterCidrs(
+        ["10.244.0.0/16", "fd00:244::/32", "10.0.0.0/9"].map(|c| c.parse().unwrap()).into(),
+    );
+    let first = Arc::new(RouteTable::new(Revision(1), Arc::new(facts.clone()), []));
+    replace(&datapath, &first);
+    assert_eq!(block_on(datapath.read()).unwrap().node(), first.node());
+
+    facts.addresses.reverse();
+    facts.addresses.truncate(3);
+    facts.node_port_addresses.clear();
+    facts.local_detector = LocalDetector::None;
+    let second = Arc::new(RouteTable::new(Revision(2), Arc::new(facts), []));
+    let delta = first.diff(&second);
+    block_on(datapath.apply(Arc::new(delta))).unwrap();
+    assert_eq!(block_on(datapath.read()).unwrap().node(), second.node());
+}
+
+#[test]
+fn a_full_map_fails_one_route_by_name_and_serves_the_others() {
+    let Some(lab) = lab(config()) else { return };
+    let mut sizes = MapSizes::default();
+    sizes.services = 3;
+    let datapath = builder(&lab).map_sizes(sizes).build().unwrap();
+    let routes: Vec<Arc<Route>> =
+        [1, 2].into_iter().flat_map(|i| on_cluster_ip(&lab, IpFamily::V4, i, &["here"])).collect();
+    let mut events = datapath.events();
+    let full = table(&lab, 1, routes.clone());
+    let report = block_on(datapath.replace(full)).unwrap();
+    assert_eq!((report.upserted, report.failed.len()), (3, 1));
+    let failed = &report.failed[0];
+    assert_eq!(failed.error.kind(), ErrorKind::Capacity);
+    let message = failed.error.to_string();
+    assert!(message.contains("services4") && message.contains("MapSizes::services"), "{message}");
+    let seen = events.by_ref().take_while(|e| {
+        let go_on = !matches!(e, DatapathEvent::RouteFailed { .. });
+        async move { go_on }
+    });
+    block_on(seen.count());
+
+    // Room is made and needed in one step.
+    let frontend = failed.frontend;
+    let removed = routes.iter().find(|r| r.frontend != frontend).unwrap().frontend;
+    let fits = table(&lab, 2, routes.into_iter().filter(|r| r.frontend != removed));
+    assert_eq!(replace(&datapath, &fits).upserted, 1);
+    assert!(block_on(datapath.drift(&fits)).unwrap().is_none());
+}
+
+#[test]
+fn interfaces_come_and_go() {
+    let Some(lab) = lab(config()) else { return };
+    let datapath = datapath(&lab);
+    replace(&datapath, &table(&lab, 1, []));
+    let pod = lab.add_pod("late", Node::A).unwrap();
+    let name = lab.node(Node::A).pod_interfaces().into_iter().find(|i| i.contains("late")).unwrap();
+    drop(pod);
+    let mut events = datapath.events();
+    let mut next = || events.next().now_or_never().flatten();
+    block_on(datapath.attach_pod(&name)).unwrap();
+    assert!(matches!(next(), Some(DatapathEvent::Interface { name: n, attached: true }) if n == name));
+    block_on(datapath.attach_pod(&name)).unwrap();
+    assert!(next().is_none(), "attached once");
+
+    // Made anew under the same name.
+    lab.remove_pod("late").unwrap();
+    lab.add_pod("late", Node::A).unwrap();
+    block_on(datapath.attach_pod(&name)).unwrap();
+    assert!(matches!(next(), Some(DatapathEvent::Interface { attached: true, .. })));
+
+    // Gone: the others go on, and nobody can attach to it.
+    lab.remove_pod("late").unwrap();
+    replace(&datapath, &table(&lab, 2, []));
+    assert!(matches!(next(), Some(DatapathEvent::Drift { detail }) if detail.contains(&name)));
+    let error = block_on(datapath.attach_pod(&name)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains(&name) && error.message().contains("create it first"), "{error}");
+    block_on(datapath.detach_pod(&name)).unwrap();
+    block_on(datapath.detach_pod(&name)).unwrap();
+    block_on(datapath.detach_pod("never")).unwrap();
+    let error = block_on(datapath.attach_pod("no/name")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+/// How many of our programs hang in node-a's namespace.
+fn attached(lab: &Lab) -> usize {
+    let node = lab.node(Node::A);
+    let mut interfaces = node.pod_interfaces();
+    interfaces.push(node.external_interface().to_owned());
+    let count = move || {
+        let at = |interface: &str, direction| {
+            let (_, programs) = SchedClassifier::query_tcx(interface, direction).unwrap();
+            programs.iter().filter(|p| p.name_as_str().is_some_and(|n| n.starts_with("kubenet_"))).count()
+        };
+        interfaces.iter().map(|i| at(i, TcAttachType::Ingress) + at(i, TcAttachType::Egress)).sum()
+    };
+    node.netns().run(count).unwrap()
+}
+
+#[test]
+fn a_closed_datapath_leaves_nothing_and_answers_nothing() {
+    let Some(lab) = lab(config()) else { return };
+    let datapath = datapath(&lab);
+    if !probe().unwrap().tcx {
+        return skip("the kernel cannot say what is attached: it has no TCX");
+    }
+    assert_eq!(attached(&lab), 0, "nothing is attached before the first table");
+    replace(&datapath, &table(&lab, 1, on_cluster_ip(&lab, IpFamily::V4, 1, &["here"])));
+    assert_eq!(attached(&lab), 4, "two at eth0, two at the pod");
+
+    let keep = block_on(datapath.close(Close::Keep)).unwrap_err();
+    assert_eq!(keep.kind(), ErrorKind::Unsupported);
+    block_on(datapath.read()).unwrap();
+
+    let mut events = datapath.events();
+    block_on(datapath.close(Close::Remove)).unwrap();
+    assert!(matches!(block_on(events.next()), Some(DatapathEvent::Closed)));
+    assert!(block_on(events.next()).is_none());
+    assert_eq!(attached(&lab), 0);
+    for result in [
+        block_on(datapath.read()).map(drop),
+        block_on(datapath.drain()).map(drop),
+        block_on(datapath.attach_pod("x")),
+        block_on(datapath.close(Close::Remove)),
+    ] {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+}
+
+#[test]
+fn dropping_the_datapath_detaches_it() {
+    let Some(lab) = lab(config()) else { return };
+    let datapath = datapath(&lab);
+    replace(&datapath, &table(&lab, 1, []));
+    if !probe().unwrap().tcx {
+        return skip("the kernel cannot say what is attached: it has no TCX");
+    }
+    assert_eq!(attached(&lab), 4);
+    drop(datapath);
+    assert_eq!(attached(&lab), 0);
+}
+
+#[test]
+fn drain_counts_no_flows_where_there_are_none_and_metrics_start_at_zero() {
+    let Some(lab) = lab(config()) else { return };
+    let datapath = datapath(&lab);
+    replace(&datapath, &table(&lab, 1, []));
+    let mut events = datapath.events();
+    assert_eq!(block_on(datapath.drain()).unwrap().flows, 0);
+    assert_eq!(block_on(datapath.drain()).unwrap().flows, 0);
+    assert!(matches!(events.next().now_or_never(), Some(Some(DatapathEvent::Draining))));
+    assert!(events.next().now_or_never().is_none(), "said once");
+    let metrics = block_on(datapath.metrics()).unwrap();
+    assert_eq!(metrics.len(), Metric::ALL.len());
+    assert_eq!(metrics[&Metric::DropMalformed], 0);
+}
+
+#[test]
+fn a_setting_that_does_not_fit_the_machine_is_named() {
+    let Some(lab) = lab(config()) else { return };
+    let kind = |builder: kubenet_ebpf::EbpfBuilder| {
+        let error = builder.build().unwrap_err();
+        (error.kind(), error.message().to_owned())
+    };
+    let (k, message) = kind(EbpfDatapath::builder().network_namespace("/nowhere"));
+    assert_eq!(k, ErrorKind::InvalidInput);
+    assert!(message.starts_with("network_namespace: /nowhere"), "{message}");
+    let (k, message) = kind(EbpfDatapath::builder().network_namespace("/proc/self/ns/uts"));
+    assert_eq!(k, ErrorKind::InvalidInput, "{message}");
+    let (k, message) = kind(builder(&lab).external_interface("eth99"));
+    assert_eq!(k, ErrorKind::InvalidInput);
+    assert!(message.contains("eth99"), "{message}");
+    let (k, message) = kind(builder(&lab).cgroup("/proc"));
+    assert_eq!(k, ErrorKind::InvalidInput);
+    assert!(message.starts_with("cgroup: /proc: must be"), "{message}");
+}
