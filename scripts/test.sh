@@ -45,7 +45,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc -q --workspace --no-deps --all-features
 
 step "Portability: the core and the testkit's model without features"
 for crate in kubenet-core kubenet-testkit; do
-	cargo check -q -p "$crate" --no-default-features
+	cargo clippy -q -p "$crate" --no-default-features -- -D warnings
 done
 
 step "Portability: nothing of Linux alone in a build for macOS"
@@ -55,6 +55,10 @@ for crate in "${crates[@]}"; do
 		fail "$crate depends on the above for every system: put it under cfg(target_os = \"linux\")"
 	fi
 done
+# Where the standard library for macOS is installed, the crates are compiled for it, too.
+if rustc --print target-libdir --target x86_64-apple-darwin 2>/dev/null | xargs -r ls >/dev/null 2>&1; then
+	cargo clippy -q "${crates[@]/#/-p}" --target x86_64-apple-darwin -- -D warnings
+fi
 
 step "Tests"
 shown=()
