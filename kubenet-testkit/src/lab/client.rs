@@ -124,9 +124,12 @@ impl Connection {
                 return Err(RequestError::TimedOut { after: timeout });
             }
             self.stream.set_read_timeout(Some(left)).map_err(sort)?;
-            match self.stream.read(&mut chunk).map_err(sort)? {
-                0 => return Err(RequestError::Closed),
-                n => input.extend_from_slice(&chunk[..n]),
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(RequestError::Closed),
+                Ok(n) => input.extend_from_slice(&chunk[..n]),
+                // A socket with a time limit is interrupted by whatever stops the thread for a moment.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(sort(error)),
             }
             if let Some(body) = complete_response(&input)? {
                 return Ok(Answer {
@@ -185,9 +188,18 @@ impl UdpFlow {
         let begin = Instant::now();
         let sort = |error| RequestError::from_io(error, timeout);
         self.socket.set_read_timeout(Some(timeout.max(Duration::from_millis(1)))).map_err(sort)?;
-        self.socket.send(b"?").map_err(sort)?;
+        match self.socket.send(b"?") {
+            // A rule of the client's own host took it: lost like any other, unless an ICMP error follows.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            sent => drop(sent.map_err(sort)?),
+        }
         let mut buffer = [0; 512];
-        let length = self.socket.recv(&mut buffer).map_err(sort)?;
+        let length = loop {
+            match self.socket.recv(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => break received.map_err(sort)?,
+            }
+        };
         let text = String::from_utf8_lossy(&buffer[..length]);
         let parsed = text.split_once(' ').and_then(|(name, peer)| Some((name, peer.parse().ok()?)));
         let (name, peer) = parsed.ok_or_else(|| RequestError::Protocol(text.to_string()))?;
