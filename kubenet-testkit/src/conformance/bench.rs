@@ -164,6 +164,26 @@ impl<'w> Bench<'w> {
         check(!matches!(got, Got::Answer { .. }), || format!("expected no answer, got {got}"))
     }
 
+    /// None of these may be answered. Asked all at once: silence takes its time.
+    pub(super) fn none_served<'a>(&self, ways: &[Way<'a>]) -> Step {
+        std::thread::scope(|scope| {
+            let (world, family) = (self.world, self.family);
+            let ask = |way: Way<'a>| {
+                scope.spawn(move || {
+                    let (from, svc, kind, protocol) = way;
+                    (way, world.ask(&place(from), svc.dial(kind, family), protocol, DROPPED))
+                })
+            };
+            let asked: Vec<_> = ways.iter().map(|&way| ask(way)).collect();
+            asked.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(((from, _, kind, protocol), got)) => check(!matches!(got, Got::Answer { .. }), || {
+                    format!("{protocol} from {from} to {kind:?}: expected no answer, got {got}")
+                }),
+                Err(_) => fail("a client panicked"),
+            })
+        })
+    }
+
     /// Opens a connection that lives on, and asks it once.
     pub(super) fn open(&self, (from, svc, kind, protocol): Way<'_>, by: &[&str]) -> Step<Open> {
         let to = svc.dial(kind, self.family);

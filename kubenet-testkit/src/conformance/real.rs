@@ -105,7 +105,7 @@ fn got(result: Result<Answer, RequestError>) -> Got {
         Ok(answer) => Got::Answer { backend: answer.backend, peer: answer.peer.ip() },
         Err(RequestError::Refused) => Got::Refused,
         Err(RequestError::TimedOut { .. }) => Got::Silence,
-        // A packet that is dropped on its way out of this node's own socket fails the call.
+        // A SYN that is dropped on its way out of this node's own socket may fail the call.
         Err(RequestError::Io(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => Got::Silence,
         Err(RequestError::Reset | RequestError::Closed) => Got::Cut,
         Err(error) => Got::Error(error.to_string()),

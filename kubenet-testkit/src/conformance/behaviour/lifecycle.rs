@@ -4,11 +4,14 @@ use futures::executor::block_on;
 use kubenet_core::{
     datapath::{Close, DatapathError, ErrorKind},
     model::Protocol::{Tcp, Udp},
-    route::FrontendKind::{ClusterIp, NodePort},
+    route::FrontendKind::{self, ClusterIp, NodePort},
 };
 
 use super::{Case, TCP};
-use crate::conformance::bench::{Bench, Open, Step, Stop, check, fail};
+use crate::conformance::{
+    bench::{Bench, Open, Step, Stop, Way, check, fail},
+    fixture::Svc,
+};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("drain_keeps_known_connections_and_takes_no_new_ones", TCP, drain),
@@ -19,12 +22,18 @@ pub(super) const CASES: &[Case] = &[
     Case::new("a_new_datapath_adopts_what_was_kept", TCP, adopt),
 ];
 
-const WAYS: [(&str, kubenet_core::route::FrontendKind); 3] =
+const WAYS: [(&str, FrontendKind); 3] =
     [("client-a", ClusterIp), ("node-a", ClusterIp), ("outside", NodePort)];
 const BOTH: &[&str] = &["a1", "b1"];
 
-fn open(bench: &Bench<'_>, svc: &crate::conformance::fixture::Svc) -> Step<Vec<Open>> {
+fn open(bench: &Bench<'_>, svc: &Svc) -> Step<Vec<Open>> {
     WAYS.iter().map(|&(from, kind)| bench.open((from, svc, kind, Tcp), BOTH)).collect()
+}
+
+/// Every way of [`WAYS`], in both protocols.
+fn everything(svc: &Svc) -> Vec<Way<'_>> {
+    let both = |&(from, kind)| [(from, svc, kind, Tcp), (from, svc, kind, Udp)];
+    WAYS.iter().flat_map(both).collect()
 }
 
 fn drain(bench: &mut Bench<'_>) -> Step {
@@ -33,10 +42,7 @@ fn drain(bench: &mut Bench<'_>) -> Step {
     let mut known = open(bench, &svc)?;
     for _ in 0..2 {
         block_on(bench.datapath()?.drain())?;
-        for (from, kind) in WAYS {
-            bench.not_served((from, &svc, kind, Tcp))?;
-            bench.not_served((from, &svc, kind, Udp))?;
-        }
+        bench.none_served(&everything(&svc))?;
         known.iter_mut().try_for_each(Open::lives)?;
     }
     Ok(())
@@ -74,10 +80,7 @@ fn close_remove(bench: &mut Bench<'_>) -> Step {
     let table = bench.table();
     let datapath = bench.take()?;
     block_on(datapath.close(Close::Remove))?;
-    for (from, kind) in WAYS {
-        bench.not_served((from, &svc, kind, Tcp))?;
-        bench.not_served((from, &svc, kind, Udp))?;
-    }
+    bench.none_served(&everything(&svc))?;
     let left = bench.world.leftovers();
     check(left.is_empty(), || format!("it left behind: {}", left.join("; ")))?;
     closed("read", block_on(datapath.read()))?;
