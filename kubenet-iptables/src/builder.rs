@@ -1,0 +1,266 @@
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use kubenet_core::{
+    datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Limitation},
+    model::IpFamily,
+    worker::Worker,
+};
+
+use crate::{
+    datapath::IptablesDatapath,
+    engine::Engine,
+    exec::{Settings, Variant},
+    names::{LONGEST_PREFIX, Names},
+    netns,
+    plan::Context,
+    probe::{self, Found},
+    registry::{Claim, Place},
+};
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) variant: Variant,
+    pub(crate) prefix: String,
+    pub(crate) network_namespace: Option<PathBuf>,
+    pub(crate) programs: Settings,
+    pub(crate) families: Option<Vec<IpFamily>>,
+}
+
+/// Configures an [`IptablesDatapath`]. Everything has a default.
+#[derive(Clone, Debug)]
+pub struct IptablesBuilder(Config);
+
+/// What [`IptablesBuilder::probe`] found on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Probe {
+    /// Name of the datapath that [`IptablesBuilder::build`] would make: `iptables-nft` or `iptables-legacy`.
+    pub datapath: &'static str,
+    /// The address families that can be served.
+    pub families: Vec<IpFamily>,
+    /// Whether source ports of masqueraded flows are chosen fully at random.
+    pub random_fully: bool,
+    /// Whether stale UDP flows can be cut.
+    pub conntrack: bool,
+}
+
+impl From<&Found> for Probe {
+    fn from(found: &Found) -> Self {
+        Self {
+            datapath: found.backend.datapath_name(),
+            families: found.families(),
+            random_fully: found.random_fully,
+            conntrack: found.conntrack,
+        }
+    }
+}
+
+impl Default for IptablesBuilder {
+    fn default() -> Self {
+        let programs = Settings { directory: None, lock_wait: Duration::from_secs(5), lock_file: None };
+        Self(Config {
+            variant: Variant::Auto,
+            prefix: "KUBE".to_owned(),
+            network_namespace: None,
+            programs,
+            families: None,
+        })
+    }
+}
+
+impl IptablesBuilder {
+    /// Which variant of iptables to use; the one that this machine uses when not set.
+    #[must_use]
+    pub fn variant(mut self, variant: Variant) -> Self {
+        self.0.variant = variant;
+        self
+    }
+
+    /// First part of the names of all chains; `KUBE`, as kube-proxy has it, when not set. Another one lives
+    /// beside a running kube-proxy. At most 7 capital letters and digits.
+    #[must_use]
+    pub fn chain_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.0.prefix = prefix.into();
+        self
+    }
+
+    /// The network namespace to program, such as `/run/netns/node-a` or `/proc/1/ns/net`; the caller's when
+    /// not set.
+    #[must_use]
+    pub fn network_namespace(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.network_namespace = Some(path.into());
+        self
+    }
+
+    /// How long to wait for the lock that the legacy programs share, in whole seconds; 5 when not set.
+    #[must_use]
+    pub fn lock_wait(mut self, lock_wait: Duration) -> Self {
+        self.0.programs.lock_wait = lock_wait;
+        self
+    }
+
+    /// The file of that lock; `/run/xtables.lock` when not set. All programs that change rules in the same
+    /// network namespace must use the same.
+    #[must_use]
+    pub fn lock_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.programs.lock_file = Some(path.into());
+        self
+    }
+
+    /// The directory of the iptables programs; those of `PATH` and the usual `sbin`s when not set.
+    #[must_use]
+    pub fn program_directory(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.programs.directory = Some(path.into());
+        self
+    }
+
+    /// The address families to serve. When not set: those that this machine has.
+    #[must_use]
+    pub fn families(mut self, families: impl IntoIterator<Item = IpFamily>) -> Self {
+        let mut families: Vec<_> = families.into_iter().collect();
+        families.sort_unstable();
+        families.dedup();
+        self.0.families = Some(families);
+        self
+    }
+
+    fn check(&self) -> Result<(), DatapathError> {
+        let bad =
+            |message: String| Err(DatapathError::new("iptables", "build", ErrorKind::InvalidInput, message));
+        let prefix = &self.0.prefix;
+        let valid = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit();
+        if prefix.is_empty() || prefix.len() > LONGEST_PREFIX || !prefix.chars().all(valid) {
+            return bad(format!(
+                "chain_prefix {prefix:?}: must be 1 to {LONGEST_PREFIX} capital letters and digits, so that names \
+                 of chains fit into 28 characters"
+            ));
+        }
+        if self.0.families.as_ref().is_some_and(Vec::is_empty) {
+            return bad("families: must hold at least one".into());
+        }
+        if self.0.programs.lock_wait > Duration::from_secs(3600) {
+            return bad("lock_wait: must be at most an hour".into());
+        }
+        Ok(())
+    }
+
+    /// Finds out what this machine offers. Nothing is changed: where rules are tried, it is in a network
+    /// namespace made for the purpose.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without the iptables programs or the kernel's modules,
+    /// [`ErrorKind::Permission`] without `CAP_NET_ADMIN`, [`ErrorKind::InvalidInput`] for a bad setting.
+    pub fn probe(&self) -> Result<Probe, DatapathError> {
+        self.check()?;
+        let config = &self.0;
+        // On a thread of its own, which may change its network namespace.
+        let found = thread::scope(|scope| scope.spawn(|| probe::examine(config)).join());
+        match found {
+            Ok(found) => found.as_ref().map(Probe::from).map_err(Clone::clone),
+            Err(_) => {
+                let message = "the probe's thread panicked";
+                Err(DatapathError::new("iptables", "probe", ErrorKind::Internal, message))
+            }
+        }
+    }
+
+    /// Probes, and starts the datapath's thread. No rule is written before the first
+    /// [`replace`](kubenet_core::datapath::Datapath::replace).
+    ///
+    /// # Errors
+    /// Those of [`IptablesBuilder::probe`].
+    pub fn build(self) -> Result<IptablesDatapath, DatapathError> {
+        self.check()?;
+        let config = self.0;
+        let events = EventHub::default();
+        let (tell, told) = mpsc::channel();
+        let hub = events.clone();
+        let worker = Worker::spawn("kubenet-iptables", move || {
+            let found = probe::examine(&config)?;
+            let namespace = netns::identity()?;
+            let capabilities = capabilities(&found);
+            let name = found.backend.datapath_name();
+            let place = Place { namespace, backend: found.backend, prefix: config.prefix.clone() };
+            let context = Context {
+                names: Names::new(&config.prefix),
+                random_fully: found.random_fully,
+                families: found.families(),
+            };
+            // The receiver waits until this thread is ready.
+            let _ = tell.send((name, capabilities.clone()));
+            let Found { tools, other, conntrack, .. } = found;
+            let claim = Claim::new(place);
+            Ok::<_, StartError>(Engine::new(
+                name,
+                Arc::new(context),
+                tools,
+                other,
+                conntrack,
+                capabilities,
+                claim,
+                hub,
+            ))
+        })
+        .map_err(|StartError(error)| error)?;
+        let (name, capabilities) = told.recv().map_err(|_| {
+            DatapathError::new("iptables", "build", ErrorKind::Internal, "the worker did not start")
+        })?;
+        Ok(IptablesDatapath { name, capabilities, worker, events })
+    }
+}
+
+struct StartError(DatapathError);
+
+impl From<DatapathError> for StartError {
+    fn from(error: DatapathError) -> Self {
+        Self(error)
+    }
+}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        let message = "the worker thread could not be started";
+        Self(DatapathError::with_source("iptables", "build", ErrorKind::Unavailable, message, error))
+    }
+}
+
+fn capabilities(found: &Found) -> Capabilities {
+    let mut capabilities = Capabilities::basic();
+    capabilities.families = found.families().into_iter().collect();
+    capabilities.keep_on_close = true;
+    capabilities.limitations.extend([
+        Limitation { what: "SCTP", why: "routes of this protocol are reported as unsupported" },
+        Limitation {
+            what: "backends that dial their own Service",
+            why: "a backend that is not known to be on this node is not picked for its own flows while its \
+                  Service has another: that needs no chain per backend",
+        },
+        Limitation {
+            what: "established flows after close",
+            why: "the kernel translates them as long as some rule in the network namespace uses connection \
+                  tracking; where ours are the only ones, removing them ends the translation. drain() counts \
+                  these flows",
+        },
+    ]);
+    if !found.conntrack {
+        capabilities.limitations.push(Limitation {
+            what: "UDP flows to backends that are gone",
+            why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink), so they end by \
+                  their timeout only",
+        });
+    }
+    if !found.random_fully {
+        capabilities.limitations.push(Limitation {
+            what: "source ports of masqueraded flows",
+            why: "this iptables has no MASQUERADE --random-fully: ports are kept where they are free",
+        });
+    }
+    capabilities
+}

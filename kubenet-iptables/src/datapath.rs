@@ -1,0 +1,101 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use kubenet_core::{
+    datapath::{
+        ApplyReport, Capabilities, Close, Counters, Datapath, DatapathError, DatapathEvent, DrainStatus,
+        ErrorKind, EventHub,
+    },
+    route::{RouteDelta, RouteTable},
+    worker::Worker,
+};
+
+use crate::{
+    builder::{IptablesBuilder, Probe},
+    engine::Engine,
+};
+
+/// Routes Services with rules of iptables, legacy or nf_tables.
+///
+/// Each update is one `iptables-restore --noflush` per address family, which the kernel takes whole. The last
+/// plan is kept in memory, so an update costs what it changes. When one family fails, the other is put back;
+/// an error says so where even that failed, and the next call looks at what the kernel holds and sets it
+/// right.
+///
+/// Only one datapath of a process may program a set of chains (network namespace, variant and prefix) at a
+/// time: [`replace`](Datapath::replace) of a second one is a [`Conflict`](ErrorKind::Conflict) until the first
+/// was drained or closed. Closing a drained one leaves its successor's chains alone.
+#[derive(Debug)]
+pub struct IptablesDatapath {
+    pub(crate) name: &'static str,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) worker: Worker<Engine>,
+    pub(crate) events: EventHub,
+}
+
+impl IptablesDatapath {
+    /// Begins a configuration.
+    pub fn builder() -> IptablesBuilder {
+        IptablesBuilder::default()
+    }
+
+    /// Finds out what this machine offers, with the default configuration. See [`IptablesBuilder::probe`].
+    ///
+    /// # Errors
+    /// Those of [`IptablesBuilder::probe`].
+    pub fn probe() -> Result<Probe, DatapathError> {
+        Self::builder().probe()
+    }
+
+    async fn run<R: Send + 'static>(
+        &self,
+        operation: &'static str,
+        job: impl FnOnce(&mut Engine) -> Result<R, DatapathError> + Send + 'static,
+    ) -> Result<R, DatapathError> {
+        self.worker.run(job).await.unwrap_or_else(|gone| {
+            let message = "a mistake in this library ended the worker thread; build a new datapath";
+            Err(DatapathError::with_source(self.name, operation, ErrorKind::Internal, message, gone))
+        })
+    }
+}
+
+#[async_trait]
+impl Datapath for IptablesDatapath {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn replace(&self, table: Arc<RouteTable>) -> Result<ApplyReport, DatapathError> {
+        self.run("replace", move |engine| engine.replace(table)).await
+    }
+
+    async fn apply(&self, delta: Arc<RouteDelta>) -> Result<ApplyReport, DatapathError> {
+        self.run("apply", move |engine| engine.apply(delta)).await
+    }
+
+    async fn read(&self) -> Result<RouteTable, DatapathError> {
+        self.run("read", |engine| engine.read()).await
+    }
+
+    async fn counters(&self) -> Result<Counters, DatapathError> {
+        let message = "this datapath counts nothing; see Capabilities::counters";
+        Err(DatapathError::new(self.name, "counters", ErrorKind::Unsupported, message))
+    }
+
+    async fn drain(&self) -> Result<DrainStatus, DatapathError> {
+        self.run("drain", Engine::drain).await
+    }
+
+    async fn close(&self, how: Close) -> Result<(), DatapathError> {
+        self.run("close", move |engine| engine.close(how)).await
+    }
+
+    fn events(&self) -> BoxStream<'static, DatapathEvent> {
+        self.events.subscribe()
+    }
+}

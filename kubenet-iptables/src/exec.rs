@@ -1,0 +1,340 @@
+//! Finds the iptables programs, runs them, and says what their failures mean.
+
+use std::{
+    env, fmt,
+    io::{self, Write as _},
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use kubenet_core::{datapath::ErrorKind, model::IpFamily};
+
+/// Which kernel interface the iptables programs use. Rules of one are invisible to the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// The one that this machine uses: where the kubelet left its hint, else the default of its
+    /// `iptables-restore`.
+    #[default]
+    Auto,
+    /// The interface of old, `ip_tables`.
+    Legacy,
+    /// nf_tables.
+    Nft,
+}
+
+/// One of the two variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Backend {
+    Legacy,
+    Nft,
+}
+
+impl Backend {
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Backend::Legacy => Backend::Nft,
+            Backend::Nft => Backend::Legacy,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Backend::Legacy => "legacy",
+            Backend::Nft => "nft",
+        }
+    }
+
+    /// As the programs print it after their version.
+    const fn in_version(self) -> &'static str {
+        match self {
+            Backend::Legacy => "(legacy)",
+            Backend::Nft => "(nf_tables)",
+        }
+    }
+
+    pub(crate) const fn datapath_name(self) -> &'static str {
+        match self {
+            Backend::Legacy => "iptables-legacy",
+            Backend::Nft => "iptables-nft",
+        }
+    }
+}
+
+/// A program that could not be run, or that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct ExecError {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+    #[source]
+    pub(crate) source: Option<io::Error>,
+}
+
+impl ExecError {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// Whether running the same again, with other input, may help: the program ran and refused.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self.kind, ErrorKind::Conflict | ErrorKind::Unsupported | ErrorKind::Internal)
+            && self.source.is_none()
+    }
+}
+
+/// How to run the programs.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Where to look for them instead of `PATH`.
+    pub(crate) directory: Option<PathBuf>,
+    /// How long they may wait for the lock of the legacy variant.
+    pub(crate) lock_wait: Duration,
+    /// The lock's file where it is not the usual one.
+    pub(crate) lock_file: Option<PathBuf>,
+}
+
+impl Settings {
+    fn directories(&self) -> Vec<PathBuf> {
+        if let Some(directory) = &self.directory {
+            return vec![directory.clone()];
+        }
+        let mut directories: Vec<_> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
+        // Where they are, whatever an embedder's PATH is.
+        directories.extend(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
+        directories
+    }
+
+    fn find(&self, name: &str) -> Option<PathBuf> {
+        let is_program = |path: &PathBuf| {
+            path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        };
+        self.directories().into_iter().map(|directory| directory.join(name)).find(is_program)
+    }
+
+    /// The variant of the program that is called without naming one.
+    pub(crate) fn default_backend(&self) -> Option<Backend> {
+        let program = self.find("iptables-restore")?;
+        let version = Command::new(program).arg("--version").output().ok()?;
+        let version = String::from_utf8_lossy(&version.stdout).into_owned();
+        [Backend::Nft, Backend::Legacy].into_iter().find(|b| version.contains(b.in_version()))
+    }
+
+    /// The programs of one family.
+    pub(crate) fn tools(&self, backend: Backend, family: IpFamily) -> Result<Tools, ExecError> {
+        let base = match family {
+            IpFamily::V4 => "iptables",
+            IpFamily::V6 => "ip6tables",
+        };
+        let word = backend.word();
+        let pair = |restore: &str, save: &str| Some((self.find(restore)?, self.find(save)?));
+        let named = pair(&format!("{base}-{word}-restore"), &format!("{base}-{word}-save"));
+        let plain = || {
+            let found = pair(&format!("{base}-restore"), &format!("{base}-save"))?;
+            (self.default_backend() == Some(backend)).then_some(found)
+        };
+        let Some((restore, save)) = named.or_else(plain) else {
+            return Err(ExecError::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "{base}-{word}-restore and {base}-{word}-save are not in {}: install iptables, or name their \
+                     directory with IptablesDatapath::builder().program_directory(..)",
+                    self.place()
+                ),
+            ));
+        };
+        Ok(Tools { family, restore, save, settings: self.clone() })
+    }
+
+    pub(crate) fn place(&self) -> String {
+        match &self.directory {
+            Some(directory) => directory.display().to_string(),
+            None => "PATH".to_owned(),
+        }
+    }
+}
+
+/// The programs of one variant and family.
+#[derive(Clone, Debug)]
+pub(crate) struct Tools {
+    pub(crate) family: IpFamily,
+    restore: PathBuf,
+    save: PathBuf,
+    settings: Settings,
+}
+
+impl Tools {
+    /// Hands a transaction to the kernel.
+    pub(crate) fn restore(&self, input: &str) -> Result<(), ExecError> {
+        let mut command = self.command(&self.restore);
+        command.arg("--noflush");
+        let seconds =
+            self.settings.lock_wait.as_secs() + u64::from(self.settings.lock_wait.subsec_nanos() > 0);
+        if seconds > 0 {
+            command.arg(format!("--wait={seconds}"));
+        }
+        run(command, &self.restore, input).map(drop)
+    }
+
+    /// What the kernel holds, as text.
+    pub(crate) fn save(&self) -> Result<String, ExecError> {
+        let mut text = String::new();
+        for table in crate::rule::Table::ALL {
+            let mut command = self.command(&self.save);
+            command.args(["-t", table.as_str()]);
+            text.push_str(&run(command, &self.save, "")?);
+        }
+        if text.lines().any(|l| l.starts_with("# Table") && l.contains("is incompatible")) {
+            let message = format!(
+                "{} cannot show a table: some rule there was made by nft; its tables `filter` and `nat` must \
+                 hold rules of iptables only",
+                self.save.display()
+            );
+            return Err(ExecError::new(ErrorKind::Conflict, message));
+        }
+        Ok(text)
+    }
+
+    /// One table, where it exists.
+    pub(crate) fn save_table(&self, table: &str) -> Result<String, ExecError> {
+        let mut command = self.command(&self.save);
+        command.args(["-t", table]);
+        run(command, &self.save, "")
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        if let Some(lock_file) = &self.settings.lock_file {
+            command.env("XTABLES_LOCKFILE", lock_file);
+        }
+        command
+    }
+}
+
+fn run(mut command: Command, program: &Path, input: &str) -> Result<String, ExecError> {
+    let failed = |what: &str, error: io::Error| {
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound => ErrorKind::Unsupported,
+            io::ErrorKind::PermissionDenied => ErrorKind::Permission,
+            _ => ErrorKind::Unavailable,
+        };
+        ExecError { kind, message: format!("{} could not be {what}", program.display()), source: Some(error) }
+    };
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed("started", e))?;
+    let stdin = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // On a thread of its own: the child may write before it has read everything. It may also end early;
+        // its exit status then says why.
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
+        child.wait_with_output()
+    });
+    let output = output.map_err(|e| failed("waited for", e))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(classify(program, output.status, &String::from_utf8_lossy(&output.stderr), input))
+}
+
+/// What a failure means.
+fn classify(program: &Path, status: ExitStatus, stderr: &str, input: &str) -> ExecError {
+    let has = |parts: &[&str]| parts.iter().any(|part| stderr.contains(part));
+    let (kind, hint) = if let Some(signal) = status.signal() {
+        (ErrorKind::Unavailable, format!(" (killed by signal {signal})"))
+    } else if has(&["Permission denied", "must be root", "Operation not permitted"]) {
+        (ErrorKind::Permission, ": run as root or with CAP_NET_ADMIN".to_owned())
+    } else if has(&["xtables lock"]) {
+        let hint =
+            ": another program holds the lock of iptables; see IptablesDatapath::builder().lock_wait(..)";
+        (ErrorKind::Unavailable, hint.to_owned())
+    } else if has(&[
+        "do you need to insmod",
+        "can't initialize",
+        "Couldn't load match",
+        "Couldn't load target",
+    ]) {
+        (ErrorKind::Unsupported, ": the kernel or iptables lacks a module".to_owned())
+    } else if has(&["No chain/target/match", "does not exist", "Chain already exists", "Directory not empty"])
+        || has(&["No such file or directory", "Device or resource busy", "CHAIN_", "RULE_"])
+    {
+        (ErrorKind::Conflict, ": the rules are not what was assumed".to_owned())
+    } else if status.code() == Some(4) || has(&["Resource temporarily unavailable", "Cannot allocate memory"])
+    {
+        (ErrorKind::Unavailable, String::new())
+    } else {
+        (ErrorKind::Internal, String::new())
+    };
+    let mut message = format!("{} failed with {}{hint}", program.display(), Code(status));
+    let said: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
+    if !said.is_empty() {
+        message.push_str("; it said: ");
+        message.push_str(&said.join(" / "));
+    }
+    if let Some(line) = failing_line(stderr, input) {
+        message.push_str("; the line is: ");
+        message.extend(line.chars().take(300));
+    }
+    ExecError::new(kind, message)
+}
+
+struct Code(ExitStatus);
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.code() {
+            Some(code) => write!(f, "status {code}"),
+            None => f.write_str("no status"),
+        }
+    }
+}
+
+/// The line of the input that the program names: `line 17 failed`, `Error occurred at line: 17`.
+fn failing_line<'a>(stderr: &str, input: &'a str) -> Option<&'a str> {
+    let after = stderr.split("line").nth(1)?.trim_start_matches([':', ' ']);
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+    input.lines().nth(digits.parse::<usize>().ok()?.checked_sub(1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(code: i32, stderr: &str) -> ErrorKind {
+        classify(Path::new("iptables-restore"), ExitStatus::from_raw(code << 8), stderr, "*nat\nbad\n").kind
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let lock =
+            "Another app is currently holding the xtables lock; still 0s 0us time ahead to have a chance";
+        assert_eq!(kind(4, lock), ErrorKind::Unavailable);
+        let root =
+            "iptables-restore v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied";
+        assert_eq!(kind(4, root), ErrorKind::Permission);
+        assert_eq!(
+            kind(4, "Fatal: can't open lock file /run/xtables.lock: Permission denied"),
+            ErrorKind::Permission
+        );
+        let table = "can't initialize ip6tables table `nat': Table does not exist (do you need to insmod?)";
+        assert_eq!(kind(3, table), ErrorKind::Unsupported);
+        let gone = "iptables-restore: line 4 failed: No chain/target/match by that name.";
+        assert_eq!(kind(1, gone), ErrorKind::Conflict);
+        assert_eq!(kind(2, "iptables-restore: line 2 failed"), ErrorKind::Internal);
+        let killed = classify(Path::new("x"), ExitStatus::from_raw(9), "", "");
+        assert_eq!(killed.kind, ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn the_failing_line_is_quoted() {
+        let status = ExitStatus::from_raw(2 << 8);
+        let error =
+            classify(Path::new("r"), status, "Error occurred at line: 2\nTry `-h'", "*nat\nbad rule\n");
+        assert!(error.message.ends_with("the line is: bad rule"), "{}", error.message);
+    }
+}

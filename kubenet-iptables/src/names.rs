@@ -1,0 +1,179 @@
+//! Names of chains: kube-proxy's, with a prefix that can be chosen.
+
+use std::net::SocketAddr;
+
+use data_encoding::BASE32;
+use kubenet_core::route::Masquerade;
+use sha2::{Digest, Sha256};
+
+use crate::rule::ChainName;
+
+/// Length of the part of a chain's name that identifies a Service port.
+const HASH_LENGTH: usize = 16;
+
+/// Kinds of chains with a hash in their name. The last one is kube-proxy's alone: it is known so that a
+/// kube-proxy's rules can be taken over.
+const HASHED: [&str; 5] = ["SVC", "SVL", "EXT", "SEP", "FW"];
+
+const FIXED: [&str; 7] =
+    ["SERVICES", "NODEPORTS", "EXTERNAL-SERVICES", "MARK-MASQ", "POSTROUTING", "FORWARD", "STATE"];
+
+/// The longest name that iptables takes is 28 characters; the longest of ours without its prefix has 21
+/// (`-SVC-` and a hash).
+pub(crate) const LONGEST_PREFIX: usize = 7;
+
+/// Identity of a group of routes that share chains: the hash of a Service port's name and protocol.
+///
+/// Routes whose Service ports have the same hash are planned together, so that even a collision cannot mix
+/// their rules up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct NameHash([u8; HASH_LENGTH]);
+
+impl NameHash {
+    pub(crate) fn of(parts: &[&str]) -> Self {
+        let mut digest = Sha256::new();
+        for part in parts {
+            digest.update(part.as_bytes());
+        }
+        // 10 bytes are exactly 16 characters of base32.
+        let encoded = BASE32.encode(&digest.finalize()[..10]);
+        let mut hash = [b'A'; HASH_LENGTH];
+        hash.copy_from_slice(encoded.as_bytes());
+        Self(hash)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("AAAAAAAAAAAAAAAA")
+    }
+}
+
+/// Makes and recognises the names of our chains.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    prefix: String,
+    pub(crate) services: ChainName,
+    pub(crate) node_ports: ChainName,
+    pub(crate) external_services: ChainName,
+    pub(crate) mark_masq: ChainName,
+    pub(crate) postrouting: ChainName,
+    pub(crate) forward: ChainName,
+    /// Never jumped to: its comments hold what [`crate::read`] needs and no rule shows.
+    pub(crate) state: ChainName,
+}
+
+impl Names {
+    pub(crate) fn new(prefix: &str) -> Self {
+        let name = |rest: &str| ChainName::new(format!("{prefix}-{rest}"));
+        Self {
+            prefix: prefix.to_owned(),
+            services: name("SERVICES"),
+            node_ports: name("NODEPORTS"),
+            external_services: name("EXTERNAL-SERVICES"),
+            mark_masq: name("MARK-MASQ"),
+            postrouting: name("POSTROUTING"),
+            forward: name("FORWARD"),
+            state: name("STATE"),
+        }
+    }
+
+    fn hashed(&self, kind: &str, hash: &NameHash) -> ChainName {
+        ChainName::new(format!("{}-{kind}-{}", self.prefix, hash.as_str()))
+    }
+
+    /// The chain that picks from the `n`th set of backends of a Service port, the largest first. Two are
+    /// usual: all endpoints, and the local ones.
+    pub(crate) fn set(&self, group: &NameHash, n: usize) -> ChainName {
+        match n {
+            0 => self.hashed("SVC", group),
+            1 => self.hashed("SVL", group),
+            _ => self.hashed("SVC", &NameHash::of(&[group.as_str(), "#", &n.to_string()])),
+        }
+    }
+
+    /// The `n`th chain that decides between sets by origin of the flow. One is usual.
+    pub(crate) fn entry(&self, group: &NameHash, n: usize) -> ChainName {
+        match n {
+            0 => self.hashed("EXT", group),
+            _ => self.hashed("EXT", &NameHash::of(&[group.as_str(), "#", &n.to_string()])),
+        }
+    }
+
+    /// The chain of one local endpoint of a Service port.
+    pub(crate) fn endpoint(&self, name_and_protocol: &str, endpoint: SocketAddr) -> ChainName {
+        self.hashed("SEP", &NameHash::of(&[name_and_protocol, &endpoint.to_string()]))
+    }
+
+    /// The chain that marks flows for masquerading by their origin: `KUBE-MASQ-NO` for those from the node
+    /// and from outside.
+    pub(crate) fn masquerade(&self, masquerade: Masquerade) -> ChainName {
+        let mut name = format!("{}-MASQ-", self.prefix);
+        let letters = [(masquerade.pods, 'P'), (masquerade.node, 'N'), (masquerade.outside, 'O')];
+        name.extend(letters.into_iter().filter_map(|(on, letter)| on.then_some(letter)));
+        ChainName::new(name)
+    }
+
+    /// Whether a chain of this name is ours to change and to delete.
+    pub(crate) fn owns(&self, chain: &str) -> bool {
+        let Some(rest) = chain.strip_prefix(self.prefix.as_str()).and_then(|r| r.strip_prefix('-')) else {
+            return false;
+        };
+        if FIXED.contains(&rest) {
+            return true;
+        }
+        match rest.split_once('-') {
+            Some(("MASQ", origins)) => {
+                !origins.is_empty() && origins.chars().all(|c| matches!(c, 'P' | 'N' | 'O'))
+            }
+            Some((kind, hash)) => {
+                HASHED.contains(&kind)
+                    && hash.len() == HASH_LENGTH
+                    && hash.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_kube_proxy() {
+        let names = Names::new("KUBE");
+        let group = NameHash::of(&["ns1/svc1:p80", "tcp"]);
+        assert_eq!(names.set(&group, 0).as_str(), "KUBE-SVC-XPGD46QRK7WJZT7O");
+        assert_eq!(names.entry(&group, 0).as_str(), "KUBE-EXT-XPGD46QRK7WJZT7O");
+        let endpoint = "10.180.0.1:80".parse().unwrap();
+        assert_eq!(names.endpoint("ns1/svc1:p80tcp", endpoint).as_str(), "KUBE-SEP-SXIVWICOYRO3J4NJ");
+    }
+
+    #[test]
+    fn chains_of_others_are_not_ours() {
+        let names = Names::new("KUBE");
+        for ours in ["KUBE-SERVICES", "KUBE-SVC-XPGD46QRK7WJZT7O", "KUBE-MASQ-NO", "KUBE-FW-XPGD46QRK7WJZT7O"]
+        {
+            assert!(names.owns(ours), "{ours}");
+        }
+        for foreign in [
+            "KUBE-KUBELET-CANARY",
+            "KUBE-FIREWALL",
+            "KUBE-MARK-DROP",
+            "KUBE-SVC-XPGD46QRK7WJZT7",
+            "KUBE-SVC-xPGD46QRK7WJZT7O",
+            "KUBE2-SERVICES",
+            "KUBE-MASQ-",
+            "DOCKER",
+            "KUBE",
+        ] {
+            assert!(!names.owns(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits() {
+        let names = Names::new(&"A".repeat(LONGEST_PREFIX));
+        assert!(names.set(&NameHash::of(&["x"]), 0).as_str().len() <= 28);
+        assert!(names.external_services.as_str().len() <= 28);
+    }
+}

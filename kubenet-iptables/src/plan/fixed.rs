@@ -1,0 +1,178 @@
+//! The chains that exist whatever the routes are, and the jumps to them from the built-in chains.
+
+use std::sync::Arc;
+
+use kubenet_core::{
+    model::IpFamily,
+    route::{Masquerade, NodeRouting, Origin, Revision},
+};
+
+use super::{Context, Dispatch};
+use crate::{
+    record,
+    rule::{ChainChanges, ChainKey, Rule, State, Table, Target, host},
+};
+
+/// A rule in a built-in chain that leads to one of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Jump {
+    pub(crate) table: Table,
+    pub(crate) chain: &'static str,
+    pub(crate) rule: Rule,
+}
+
+const PORTALS: &str = "kubernetes service portals";
+const EXTERNAL: &str = "kubernetes externally-visible service portals";
+
+impl Context {
+    /// All jumps while Services are routed. Within a chain the order counts.
+    pub(crate) fn jumps(&self) -> Vec<Jump> {
+        let names = &self.names;
+        let nat =
+            |chain, to, comment| Jump { table: Table::Nat, chain, rule: Rule::jump(to).comment(comment) };
+        let new = |chain, to, comment| Jump {
+            table: Table::Filter,
+            chain,
+            rule: Rule::jump(to).state(State::New).comment(comment),
+        };
+        let mut jumps = vec![
+            nat("PREROUTING", &names.services, PORTALS),
+            nat("OUTPUT", &names.services, PORTALS),
+            nat("POSTROUTING", &names.postrouting, "kubernetes postrouting rules"),
+            new("INPUT", &names.external_services, EXTERNAL),
+        ];
+        jumps.extend(self.draining_jumps());
+        jumps.extend([
+            new("FORWARD", &names.services, PORTALS),
+            new("FORWARD", &names.external_services, EXTERNAL),
+            new("OUTPUT", &names.services, PORTALS),
+        ]);
+        jumps
+    }
+
+    /// The jumps that stay while known flows drain.
+    pub(crate) fn draining_jumps(&self) -> Vec<Jump> {
+        let rule = Rule::jump(&self.names.forward).comment("kubernetes forwarding rules");
+        vec![Jump { table: Table::Filter, chain: "FORWARD", rule }]
+    }
+
+    /// The chains that stay while known flows drain.
+    ///
+    /// Translated flows live in the kernel's connection tracking, whose hooks exist in a network namespace
+    /// only as long as some rule there uses them: this chain does.
+    pub(crate) fn draining_chains(&self) -> Vec<(ChainKey, Arc<[Rule]>)> {
+        // Established flows first: they are nearly all packets. No packet in conntrack state INVALID is
+        // dropped here ([N2]): during a live swap the flows of another datapath may look so to this kernel.
+        let forward = [
+            Rule::to(Target::Accept)
+                .state(State::RelatedOrEstablished)
+                .comment("kubernetes forwarding conntrack rule"),
+            Rule { marked: Some(true), ..Rule::to(Target::Accept) }.comment("kubernetes forwarding rules"),
+        ];
+        vec![((Table::Filter, self.names.forward.clone()), Arc::from(forward))]
+    }
+
+    /// The chains that do not depend on the routes or the node.
+    pub(crate) fn constant_chains(&self) -> Vec<(ChainKey, Arc<[Rule]>)> {
+        let names = &self.names;
+        let postrouting = [
+            Rule { marked: Some(false), ..Rule::to(Target::Return) },
+            // Cleared, so that a packet that passes here again, encapsulated, is not masqueraded twice.
+            Rule::to(Target::ClearMark),
+            Rule::to(Target::Masquerade { random_fully: self.random_fully })
+                .comment("kubernetes service traffic requiring SNAT"),
+        ];
+        let mut chains = self.draining_chains();
+        chains.push(((Table::Nat, names.mark_masq.clone()), Arc::from([Rule::to(Target::SetMark)])));
+        chains.push(((Table::Nat, names.postrouting.clone()), Arc::from(postrouting)));
+        chains
+    }
+
+    pub(crate) fn state_chain(&self, revision: Revision, node: &NodeRouting) -> (ChainKey, Arc<[Rule]>) {
+        let rules = record::state_comments(revision, node).into_iter();
+        let rules = rules.map(|comment| Rule::default().comment(comment)).collect();
+        ((Table::Nat, self.names.state.clone()), rules)
+    }
+
+    /// Where flows come from, first match wins; what matches nothing comes from outside.
+    ///
+    /// As [`NodeRouting::origin`] has it: the node's addresses, then the pods'. The kernel is asked which
+    /// addresses are the node's, after the pods' ranges so that only addresses inside those need rules of
+    /// their own. An address of this node that `NodeRouting` does not list counts as the node's, too.
+    pub(crate) fn sources(&self, node: &NodeRouting, family: IpFamily) -> Vec<(Rule, Origin)> {
+        let pods = node.local_detector.cidrs().iter().filter(|c| IpFamily::of(c.addr()) == family);
+        let mut sources: Vec<_> = node
+            .addresses
+            .iter()
+            .filter(|a| IpFamily::of(**a) == family && node.local_detector.is_pod(**a))
+            .map(|a| (Rule::default().from(host(*a)), Origin::Node))
+            .collect();
+        sources.extend(pods.map(|cidr| (Rule::default().from(cidr.trunc()), Origin::Pod)));
+        sources.push((Rule { source_is_local: true, ..Rule::default() }, Origin::Node));
+        sources
+    }
+
+    /// The chain that marks flows by origin. Shared by all routes that masquerade the same origins.
+    pub(crate) fn masquerade_chain(
+        &self,
+        masquerade: Masquerade,
+        node: &NodeRouting,
+        family: IpFamily,
+    ) -> (ChainKey, Arc<[Rule]>) {
+        let mut sources = self.sources(node, family);
+        // What gets the answer of the rest anyway needs no rule.
+        while let Some((_, origin)) = sources.last()
+            && masquerade.applies_to(*origin) == masquerade.outside
+        {
+            sources.pop();
+        }
+        let answer = |origin| match masquerade.applies_to(origin) {
+            true => Target::Goto(self.names.mark_masq.clone()),
+            false => Target::Return,
+        };
+        let mut rules: Vec<Rule> =
+            sources.into_iter().map(|(rule, origin)| Rule { target: Some(answer(origin)), ..rule }).collect();
+        if masquerade.outside {
+            rules.push(Rule::to(answer(Origin::Outside)));
+        }
+        ((Table::Nat, self.names.masquerade(masquerade)), rules.into())
+    }
+
+    /// The chains through which a destination finds its route. Flat: one rule per frontend. Addresses come
+    /// before node ports, as in [`RouteTable::lookup`](kubenet_core::route::RouteTable::lookup).
+    pub(crate) fn dispatch_chains<'a>(
+        &self,
+        node: &NodeRouting,
+        family: IpFamily,
+        dispatch: impl Iterator<Item = (bool, &'a Dispatch)>,
+    ) -> ChainChanges {
+        let names = &self.names;
+        let (mut nat, mut nat_ports, mut filter, mut filter_ports) = (vec![], vec![], vec![], vec![]);
+        for (node_port, dispatch) in dispatch {
+            let (to_nat, to_filter) = match node_port {
+                true => (&mut nat_ports, &mut filter_ports),
+                false => (&mut nat, &mut filter),
+            };
+            to_nat.extend(dispatch.nat.iter().cloned());
+            to_filter.extend(dispatch.filter.iter().cloned());
+        }
+        let to_ports: Vec<Rule> = node
+            .node_port_addresses
+            .iter()
+            .filter(|a| IpFamily::of(**a) == family)
+            .map(|a| Rule { destination: Some(host(*a)), ..Rule::jump(&names.node_ports) })
+            .map(|rule| rule.comment("kubernetes service nodeports"))
+            .collect();
+        nat.extend(to_ports.iter().cloned());
+        [
+            (Table::Nat, &names.services, nat),
+            (Table::Nat, &names.node_ports, nat_ports),
+            (Table::Filter, &names.services, filter),
+            (Table::Filter, &names.external_services, to_ports),
+            (Table::Filter, &names.node_ports, filter_ports),
+        ]
+        .into_iter()
+        .map(|(table, name, rules)| ((table, name.clone()), Some(rules.into())))
+        .collect()
+    }
+}

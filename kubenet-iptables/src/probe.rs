@@ -1,0 +1,197 @@
+//! What this machine offers, found out without touching the network namespace that is to be programmed.
+
+use std::{fs, io, net::IpAddr, num::NonZeroU16, path::Path, sync::Arc};
+
+use kubenet_core::{
+    datapath::{DatapathError, ErrorKind},
+    model::{IpFamily, Protocol},
+    route::{
+        Backend as RouteBackend, BackendState, Frontend, FrontendKind, Masquerade, NodeRouting, Revision,
+        Route, RouteTable, ServicePortName, Target, WhenEmpty,
+    },
+};
+
+use crate::{
+    builder::Config,
+    conntrack,
+    exec::{Backend, ExecError, Tools, Variant},
+    names::Names,
+    netns,
+    plan::{Context, Planner},
+    restore::{self, JumpEdit},
+    rule::Chains,
+};
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) backend: Backend,
+    pub(crate) tools: Vec<Tools>,
+    /// The programs of the other variant, where they are.
+    pub(crate) other: Vec<Tools>,
+    pub(crate) random_fully: bool,
+    /// Whether stale flows can be cut.
+    pub(crate) conntrack: bool,
+}
+
+impl Found {
+    pub(crate) fn families(&self) -> Vec<IpFamily> {
+        self.tools.iter().map(|tools| tools.family).collect()
+    }
+}
+
+/// Enters the network namespace of the configuration with the calling thread and looks around.
+pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
+    let name = match config.variant {
+        Variant::Legacy => Backend::Legacy.datapath_name(),
+        Variant::Nft => Backend::Nft.datapath_name(),
+        Variant::Auto => "iptables",
+    };
+    let error = |kind, message: String| DatapathError::new(name, "probe", kind, message);
+    if let Some(path) = &config.network_namespace {
+        enter(path).map_err(|(kind, message, source)| {
+            DatapathError::with_source(name, "probe", kind, message, source)
+        })?;
+    }
+    if !netns::may_administer() {
+        let message = "CAP_NET_ADMIN is missing: run as root, or grant the capability to this process";
+        return Err(error(ErrorKind::Permission, message.into()));
+    }
+    let backend = match config.variant {
+        Variant::Legacy => Backend::Legacy,
+        Variant::Nft => Backend::Nft,
+        Variant::Auto => detect(config).ok_or_else(|| {
+            let place = config.programs.place();
+            error(ErrorKind::Unsupported, format!("no iptables-restore in {place}: install iptables"))
+        })?,
+    };
+    let wanted = config.families.clone().unwrap_or_else(|| IpFamily::ALL.to_vec());
+    let (mut tools, mut failures) = (Vec::new(), Vec::new());
+    let (mut random_fully, mut tracking) = (true, true);
+    for family in &wanted {
+        match config.programs.tools(backend, *family).and_then(|tools| Ok((features(&tools)?, tools))) {
+            Ok((features, found)) => {
+                random_fully &= features.random_fully;
+                tracking &= features.conntrack;
+                tools.push(found);
+            }
+            Err(failure) => failures.push((*family, failure)),
+        }
+    }
+    let must_have_all = config.families.is_some();
+    if let Some((family, failure)) = failures.pop()
+        && (must_have_all || tools.is_empty())
+    {
+        return Err(error(failure.kind, format!("{family} is not available: {failure}")));
+    }
+    let other = wanted.iter().filter_map(|f| config.programs.tools(backend.other(), *f).ok()).collect();
+    Ok(Found { backend, tools, other, random_fully, conntrack: tracking })
+}
+
+fn enter(path: &Path) -> Result<(), (ErrorKind, String, io::Error)> {
+    netns::enter(path).map_err(|source| {
+        let (kind, hint) = match source.kind() {
+            io::ErrorKind::NotFound => (ErrorKind::InvalidInput, "there is no such file"),
+            io::ErrorKind::InvalidInput => (ErrorKind::InvalidInput, "it is no network namespace"),
+            io::ErrorKind::PermissionDenied => (ErrorKind::Permission, "CAP_SYS_ADMIN is needed to enter it"),
+            _ => (ErrorKind::Unavailable, "it could not be entered"),
+        };
+        (kind, format!("network namespace {}: {hint}", path.display()), source)
+    })
+}
+
+/// The variant in use: the kubelet leaves a chain for this purpose; else what `iptables-restore` is.
+fn detect(config: &Config) -> Option<Backend> {
+    let has_hint = |backend: Backend| {
+        IpFamily::ALL.into_iter().any(|family| {
+            // Asking the legacy programs for a table makes the kernel create it: ask only where it exists.
+            if backend == Backend::Legacy && !legacy_table_exists(family, "mangle") {
+                return false;
+            }
+            let saved = config.programs.tools(backend, family).and_then(|tools| tools.save_table("mangle"));
+            saved.is_ok_and(|text| {
+                [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "].iter().any(|hint| text.contains(hint))
+            })
+        })
+    };
+    let both = [Backend::Nft, Backend::Legacy];
+    both.into_iter()
+        .find(|backend| has_hint(*backend))
+        .or_else(|| config.programs.default_backend())
+        .or_else(|| both.into_iter().find(|b| config.programs.tools(*b, IpFamily::V4).is_ok()))
+}
+
+/// Whether the calling thread's network namespace has a table of the legacy variant.
+pub(crate) fn legacy_table_exists(family: IpFamily, table: &str) -> bool {
+    let file = match family {
+        IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
+        IpFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(file).is_ok_and(|names| names.lines().any(|name| name == table))
+}
+
+struct Features {
+    random_fully: bool,
+    conntrack: bool,
+}
+
+/// Programs routes of every kind in a network namespace of its own, which ends at once.
+fn features(tools: &Tools) -> Result<Features, ExecError> {
+    let tried = netns::in_a_new_one(|| {
+        let mut random_fully = true;
+        let mut result = tools.restore(&everything(tools.family, random_fully));
+        if result.as_ref().is_err_and(|e| e.kind != ErrorKind::Permission && e.kind != ErrorKind::Unavailable)
+        {
+            random_fully = false;
+            result = tools.restore(&everything(tools.family, random_fully));
+        }
+        result
+            .map(|()| Features { random_fully, conntrack: conntrack::translated_flows(tools.family).is_ok() })
+    });
+    match tried {
+        Ok(result) => result,
+        // Not allowed to make one (a container without CAP_SYS_ADMIN): the first transaction will tell.
+        Err(_) => {
+            Ok(Features { random_fully: true, conntrack: conntrack::translated_flows(tools.family).is_ok() })
+        }
+    }
+}
+
+/// A transaction with every match and target that plans use.
+fn everything(family: IpFamily, random_fully: bool) -> String {
+    let address = |n: u8| match family {
+        IpFamily::V4 => IpAddr::from([192, 0, 2, n]),
+        IpFamily::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)]),
+    };
+    let port = NonZeroU16::MIN;
+    let mut node = NodeRouting::default();
+    node.node_port_addresses.push(address(1));
+    let backend = |n, local| RouteBackend { address: address(n), port, local, state: BackendState::Ready };
+    let mut routes = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for (n, backends) in
+            [(2, vec![backend(4, true), backend(5, false), backend(6, false)]), (3, Vec::new())]
+        {
+            let name = ServicePortName {
+                namespace: "kubenet".into(),
+                service: format!("probe-{n}").into(),
+                port: "".into(),
+            };
+            let target = Target { backends: backends.into(), when_empty: WhenEmpty::Reject };
+            let some = Masquerade { pods: false, node: true, outside: false };
+            let frontend = Frontend::ip(address(n), port, protocol);
+            let kind = FrontendKind::ClusterIp;
+            routes.push(Route::new(frontend, kind, name.clone(), target.clone(), some));
+            let frontend = Frontend::node_port(family, port, protocol);
+            let mut outside = Route::new(frontend, FrontendKind::NodePort, name, target, Masquerade::ALWAYS);
+            outside.external = Target { backends: Arc::from([]), when_empty: WhenEmpty::Drop };
+            routes.push(outside);
+        }
+    }
+    let table = RouteTable::new(Revision(1), Arc::new(node), routes.into_iter().map(Arc::new));
+    let context = Context { names: Names::new("KUBE"), random_fully, families: vec![family] };
+    let edits: Vec<_> = context.jumps().iter().map(|jump| JumpEdit::insert(jump, family)).collect();
+    let planner = Planner::new(Arc::new(context), table);
+    let chains = planner.chains(family).map(|chains| crate::plan::changes(&Chains::new(), chains));
+    restore::transaction(family, &Chains::new(), &chains.unwrap_or_default(), &edits)
+}

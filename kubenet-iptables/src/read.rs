@@ -1,0 +1,165 @@
+//! From our chains in the kernel back to routes. Pure.
+//!
+//! The comments say what the routes are; then the plan of these routes is compared with the chains that were
+//! found. A route whose rules are not exactly what it needs is not served, and is left out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+    sync::Arc,
+};
+
+use kubenet_core::{
+    model::IpFamily,
+    route::{Backend, Frontend, NodeRouting, Revision, Route, RouteTable, Target as RouteTarget},
+};
+
+use crate::{
+    plan::{Context, Planner},
+    record::{self, CONTINUED, RouteRecord},
+    rule::{ChainKey, ChainName, Chains, Rule, Table, Target},
+    save::Saved,
+};
+
+/// The routes that these families serve. Families that hold nothing of ours serve nothing.
+pub(crate) fn table(context: &Arc<Context>, saved: &BTreeMap<IpFamily, Saved>) -> RouteTable {
+    let mut revision = Revision::default();
+    let mut node = Arc::new(NodeRouting::default());
+    let mut routes = Vec::new();
+    for (family, saved) in saved {
+        let chains = saved.known();
+        let Some((of_family, facts)) = state(context, &chains) else { continue };
+        if !jumps_are_there(context, saved) {
+            continue;
+        }
+        let facts = Arc::new(facts);
+        if of_family >= revision {
+            (revision, node) = (of_family, Arc::clone(&facts));
+        }
+        let found = Decoder { context, chains: &chains }.routes(*family);
+        let candidate = RouteTable::new(of_family, facts, found);
+        routes.extend(served(context, *family, saved, candidate));
+    }
+    RouteTable::new(revision, node, routes)
+}
+
+fn state(context: &Context, chains: &Chains) -> Option<(Revision, NodeRouting)> {
+    let rules = chains.get(&(Table::Nat, context.names.state.clone()))?;
+    record::parse_state(rules.iter().map(|rule| rule.comment.as_str()))
+}
+
+fn jumps_are_there(context: &Context, saved: &Saved) -> bool {
+    context.jumps().iter().all(|wanted| {
+        saved.jumps.iter().any(|found| {
+            found.table == wanted.table
+                && found.chain == wanted.chain
+                && found.rule.as_ref() == Some(&wanted.rule)
+        })
+    })
+}
+
+/// The routes of a candidate whose chains are as planned.
+fn served(context: &Arc<Context>, family: IpFamily, saved: &Saved, candidate: RouteTable) -> Vec<Arc<Route>> {
+    let planner = Planner::new(Arc::clone(context), candidate.clone());
+    let Some(planned) = planner.chains(family) else { return Vec::new() };
+    let actual = |key: &ChainKey| saved.chains.get(key).and_then(Option::as_ref);
+    let wrong: BTreeSet<&ChainKey> =
+        planned.iter().filter(|(key, rules)| actual(key) != Some(*rules)).map(|(key, _)| key).collect();
+    if wrong.is_empty() {
+        return candidate.routes().cloned().collect();
+    }
+    // A wrong chain breaks every route that may pass it. Of a dispatch chain single rules are looked at.
+    candidate
+        .routes()
+        .filter(|route| {
+            let chains = planner.chains_of(route);
+            chains.iter().all(|key| !wrong.contains(key))
+                && planner.dispatch_of(&route.frontend).is_some_and(|(nat, filter)| {
+                    let holds = |key: &ChainKey, rules: &[Rule]| {
+                        rules.is_empty()
+                            || actual(key).is_some_and(|found| rules.iter().all(|r| found.contains(r)))
+                    };
+                    holds(&nat.0, nat.1) && holds(&filter.0, filter.1)
+                })
+        })
+        .cloned()
+        .collect()
+}
+
+struct Decoder<'a> {
+    context: &'a Context,
+    chains: &'a Chains,
+}
+
+impl Decoder<'_> {
+    fn routes(&self, family: IpFamily) -> Vec<Arc<Route>> {
+        let names = &self.context.names;
+        let dispatch = [
+            (Table::Nat, &names.services),
+            (Table::Nat, &names.node_ports),
+            (Table::Filter, &names.services),
+            (Table::Filter, &names.node_ports),
+        ];
+        let mut routes = Vec::new();
+        for (table, name) in dispatch {
+            let mut begun = String::new();
+            for rule in self.chains.get(&(table, name.clone())).iter().flat_map(|rules| rules.iter()) {
+                if let Some(part) = rule.comment.strip_prefix(CONTINUED) {
+                    begun.push_str(part);
+                    continue;
+                }
+                let text = std::mem::take(&mut begun) + &rule.comment;
+                routes.extend(RouteRecord::parse(&text).and_then(|record| self.route(family, rule, record)));
+            }
+        }
+        routes.into_iter().map(Arc::new).collect()
+    }
+
+    fn route(&self, family: IpFamily, rule: &Rule, record: RouteRecord) -> Option<Route> {
+        let (port, protocol): (NonZeroU16, _) = (rule.port?, rule.protocol?);
+        let frontend = match rule.destination {
+            Some(net) => Frontend::ip(net.addr(), port, protocol),
+            None => Frontend::node_port(family, port, protocol),
+        };
+        let (internal, external) = match &rule.target {
+            Some(Target::Jump(chain)) => self.sets(chain)?,
+            _ => (Arc::from([]), Arc::from([])),
+        };
+        let internal = RouteTarget { backends: internal, when_empty: record.internal_empty };
+        let external = RouteTarget { backends: external, when_empty: record.external_empty };
+        let mut route = Route::new(frontend, record.kind, record.service_port, internal, record.masquerade);
+        route.external = external;
+        Some(route)
+    }
+
+    fn rules(&self, chain: &ChainName) -> Option<&Arc<[Rule]>> {
+        self.chains.get(&(Table::Nat, chain.clone()))
+    }
+
+    /// The internal and the external backends behind a chain: it picks itself, or decides by origin.
+    fn sets(&self, chain: &ChainName) -> Option<(Arc<[Backend]>, Arc<[Backend]>)> {
+        let backends = self.backends(chain)?;
+        if !backends.is_empty() {
+            return Some((Arc::clone(&backends), backends));
+        }
+        let by_origin = |rule: &&Rule| rule.source.is_some() || rule.source_is_local;
+        let rules = self.rules(chain)?;
+        let set = |rule: &Rule| match &rule.target {
+            Some(Target::Jump(set)) if *set != self.context.names.mark_masq => {
+                self.backends(set).filter(|backends| !backends.is_empty())
+            }
+            _ => None,
+        };
+        let external = rules.iter().filter(|r| !by_origin(r)).find_map(set);
+        if !rules.iter().any(|rule| by_origin(&rule)) {
+            let both = external?;
+            return Some((Arc::clone(&both), both));
+        }
+        let internal = rules.iter().filter(by_origin).find_map(set);
+        Some((internal.unwrap_or_default(), external.unwrap_or_default()))
+    }
+
+    fn backends(&self, chain: &ChainName) -> Option<Arc<[Backend]>> {
+        Some(self.rules(chain)?.iter().filter_map(|rule| record::parse_backend(&rule.comment)).collect())
+    }
+}

@@ -1,0 +1,279 @@
+//! Comments of rules that carry what the rules themselves do not show, so that a table can be read back.
+//!
+//! Names are data: everything but letters, digits, `-`, `.` and `_` is percent-encoded, so that no name can
+//! end a comment or become an option.
+
+use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+
+use ipnet::IpNet;
+use kubenet_core::{
+    model::LocalDetector,
+    route::{
+        Backend, BackendState, FrontendKind, Masquerade, NodeRouting, Revision, Route, ServicePortName,
+        WhenEmpty,
+    },
+};
+
+/// The kernel keeps 255 bytes of a comment.
+const LONGEST_COMMENT: usize = 250;
+/// Names in comments for people are cut to this.
+const LONGEST_NAME: usize = 120;
+/// Begins a comment that the next rule's continues.
+pub(crate) const CONTINUED: char = '+';
+
+fn encode(part: &str, out: &mut String) {
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+}
+
+fn decode(text: &str) -> Option<Arc<str>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?];
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok().map(Arc::from)
+}
+
+fn encode_name(name: &ServicePortName) -> String {
+    let mut text = String::new();
+    encode(&name.namespace, &mut text);
+    text.push('/');
+    encode(&name.service, &mut text);
+    if !name.port.is_empty() {
+        text.push(':');
+        encode(&name.port, &mut text);
+    }
+    text
+}
+
+fn decode_name(text: &str) -> Option<ServicePortName> {
+    let (namespace, rest) = text.split_once('/')?;
+    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
+    Some(ServicePortName { namespace: decode(namespace)?, service: decode(service)?, port: decode(port)? })
+}
+
+/// A Service port's name as comments show it, cut where it is too long.
+pub(crate) fn label(name: &ServicePortName) -> String {
+    let mut text = encode_name(name);
+    if text.len() > LONGEST_NAME {
+        text.truncate(LONGEST_NAME);
+        text.push('~');
+    }
+    text
+}
+
+/// What the rules of a route do not show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RouteRecord {
+    pub(crate) kind: FrontendKind,
+    pub(crate) service_port: ServicePortName,
+    pub(crate) masquerade: Masquerade,
+    pub(crate) internal_empty: WhenEmpty,
+    pub(crate) external_empty: WhenEmpty,
+}
+
+const KINDS: [(FrontendKind, &str); 2] =
+    [(FrontendKind::ClusterIp, "cluster IP"), (FrontendKind::NodePort, "node port")];
+
+fn empty_word(empty: WhenEmpty) -> &'static str {
+    match empty {
+        WhenEmpty::Reject => "reject",
+        WhenEmpty::Drop => "drop",
+    }
+}
+
+fn parse_empty(word: &str) -> Option<WhenEmpty> {
+    [WhenEmpty::Reject, WhenEmpty::Drop].into_iter().find(|e| empty_word(*e) == word)
+}
+
+impl RouteRecord {
+    /// `None` for a kind of frontend that this version does not know.
+    pub(crate) fn of(route: &Route) -> Self {
+        Self {
+            kind: route.kind,
+            service_port: route.service_port.clone(),
+            masquerade: route.masquerade,
+            internal_empty: route.internal.when_empty,
+            external_empty: route.external.when_empty,
+        }
+    }
+
+    /// The comments that hold it. All but the last belong on rules of their own, without a target.
+    pub(crate) fn comments(&self) -> Vec<String> {
+        let mut text = encode_name(&self.service_port);
+        let kind = KINDS.iter().find(|(kind, _)| *kind == self.kind).map_or("", |(_, words)| words);
+        let Masquerade { pods, node, outside } = self.masquerade;
+        let mut origins: Vec<&str> = [(pods, "pods"), (node, "node"), (outside, "outside")]
+            .into_iter()
+            .filter_map(|(on, word)| on.then_some(word))
+            .collect();
+        if origins.is_empty() {
+            origins.push("none");
+        }
+        let _ = write!(text, " {kind} masq={} empty={}", origins.join(","), empty_word(self.internal_empty));
+        if self.external_empty != self.internal_empty {
+            let _ = write!(text, "/{}", empty_word(self.external_empty));
+        }
+        let mut comments = Vec::new();
+        // The text is ASCII, so any position is a boundary between characters.
+        while text.len() > LONGEST_COMMENT {
+            let rest = text.split_off(LONGEST_COMMENT - 1);
+            comments.push(format!("{CONTINUED}{text}"));
+            text = rest;
+        }
+        comments.push(text);
+        comments
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (text, empty) = text.rsplit_once(" empty=")?;
+        let (text, origins) = text.rsplit_once(" masq=")?;
+        let (name, words) = text.split_once(' ')?;
+        let kind = KINDS.iter().find(|(_, w)| *w == words)?.0;
+        let mut masquerade = Masquerade::NEVER;
+        for origin in origins.split(',') {
+            match origin {
+                "pods" => masquerade.pods = true,
+                "node" => masquerade.node = true,
+                "outside" => masquerade.outside = true,
+                "none" => {}
+                _ => return None,
+            }
+        }
+        let (internal, external) = empty.split_once('/').unwrap_or((empty, empty));
+        Some(Self {
+            kind,
+            service_port: decode_name(name)?,
+            masquerade,
+            internal_empty: parse_empty(internal)?,
+            external_empty: parse_empty(external)?,
+        })
+    }
+}
+
+/// The comment of a rule that picks a backend.
+pub(crate) fn backend_comment(label: &str, backend: &Backend) -> String {
+    let mut text = format!("{label} -> {}", backend.socket_addr());
+    if backend.local {
+        text.push_str(" local");
+    }
+    if backend.state == BackendState::Terminating {
+        text.push_str(" terminating");
+    }
+    text
+}
+
+pub(crate) fn parse_backend(comment: &str) -> Option<Backend> {
+    let (_, text) = comment.rsplit_once("-> ")?;
+    let mut words = text.split(' ');
+    let address: SocketAddr = words.next()?.parse().ok()?;
+    let mut backend = Backend {
+        address: address.ip(),
+        port: address.port().try_into().ok()?,
+        local: false,
+        state: BackendState::Ready,
+    };
+    for word in words {
+        match word {
+            "local" => backend.local = true,
+            "terminating" => backend.state = BackendState::Terminating,
+            _ => return None,
+        }
+    }
+    Some(backend)
+}
+
+/// The comments of the state chain.
+pub(crate) fn state_comments(revision: Revision, node: &NodeRouting) -> Vec<String> {
+    let mut comments = vec![format!("kubenet 1 revision={}", revision.0)];
+    comments.extend(node.addresses.iter().map(|a| format!("address {a}")));
+    comments.extend(node.node_port_addresses.iter().map(|a| format!("node-port-address {a}")));
+    if let LocalDetector::ClusterCidrs(cidrs) = &node.local_detector {
+        comments.push("detector cluster-cidrs".to_owned());
+        comments.extend(cidrs.iter().map(|cidr| format!("pods {cidr}")));
+    }
+    comments
+}
+
+pub(crate) fn parse_state<'a>(
+    mut comments: impl Iterator<Item = &'a str>,
+) -> Option<(Revision, NodeRouting)> {
+    let revision = comments.next()?.strip_prefix("kubenet 1 revision=")?.parse().ok()?;
+    let mut node = NodeRouting::default();
+    let mut cidrs: Option<Vec<IpNet>> = None;
+    for comment in comments {
+        let (key, value) = comment.split_once(' ')?;
+        match key {
+            "address" => node.addresses.push(value.parse().ok()?),
+            "node-port-address" => node.node_port_addresses.push(value.parse().ok()?),
+            "detector" if value == "cluster-cidrs" => cidrs = Some(Vec::new()),
+            "pods" => cidrs.as_mut()?.push(value.parse().ok()?),
+            _ => return None,
+        }
+    }
+    if let Some(cidrs) = cidrs {
+        node.local_detector = LocalDetector::ClusterCidrs(cidrs);
+    }
+    Some((Revision(revision), node))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn masquerade() -> impl Strategy<Value = Masquerade> {
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(pods, node, outside)| Masquerade {
+            pods,
+            node,
+            outside,
+        })
+    }
+
+    fn empty() -> impl Strategy<Value = WhenEmpty> {
+        prop_oneof![Just(WhenEmpty::Reject), Just(WhenEmpty::Drop)]
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_comes_back_and_stays_one_plain_argument(
+            namespace in any::<String>(),
+            service in "\\PC{0,300}",
+            port in any::<String>(),
+            masquerade in masquerade(),
+            internal_empty in empty(),
+            external_empty in empty(),
+        ) {
+            let record = RouteRecord {
+                kind: FrontendKind::NodePort,
+                service_port: ServicePortName {
+                    namespace: namespace.into(), service: service.into(), port: port.into(),
+                },
+                masquerade, internal_empty, external_empty,
+            };
+            let comments = record.comments();
+            let mut whole = String::new();
+            for (i, comment) in comments.iter().enumerate() {
+                prop_assert!(comment.len() <= 255);
+                prop_assert!(comment.bytes().all(|b| (b' '..=b'~').contains(&b) && !b"\"'\\".contains(&b)));
+                let last = i + 1 == comments.len();
+                prop_assert_eq!(comment.starts_with(CONTINUED), !last);
+                whole.push_str(if last { comment } else { &comment[1..] });
+            }
+            prop_assert_eq!(RouteRecord::parse(&whole), Some(record.clone()));
+            prop_assert!(label(&record.service_port).len() <= LONGEST_NAME + 1);
+        }
+    }
+}

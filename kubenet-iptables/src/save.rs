@@ -1,0 +1,240 @@
+//! Parses the output of `iptables-save`: our chains as values, and as much of others' as we must know.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    names::Names,
+    rule::{ChainKey, ChainName, Chains, Rule, Source, State, Table, Target},
+};
+
+/// What a network namespace holds, in one address family.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Saved {
+    /// Our chains. `None`: some rule there is none that we write.
+    pub(crate) chains: BTreeMap<ChainKey, Option<Arc<[Rule]>>>,
+    /// Rules in chains of others, built-in ones too, that lead to our chains.
+    pub(crate) jumps: Vec<SavedJump>,
+    /// Whether rules of others use connection tracking.
+    pub(crate) others_track: bool,
+}
+
+/// A rule of a chain that is not ours that leads to one of ours.
+#[derive(Clone, Debug)]
+pub(crate) struct SavedJump {
+    pub(crate) table: Table,
+    pub(crate) chain: String,
+    /// The chain that it leads to.
+    pub(crate) to: ChainName,
+    /// As parsed, when it is a rule that we would write.
+    pub(crate) rule: Option<Rule>,
+    /// As printed, without `-A` and the chain.
+    pub(crate) text: String,
+}
+
+impl SavedJump {
+    pub(crate) fn is_in_built_in_chain(&self) -> bool {
+        matches!(self.chain.as_str(), "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING")
+    }
+}
+
+impl Saved {
+    pub(crate) fn parse(text: &str, names: &Names) -> Self {
+        let mut saved = Saved::default();
+        let mut rules: BTreeMap<ChainKey, Option<Vec<Rule>>> = BTreeMap::new();
+        let mut table = None;
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = Table::ALL.into_iter().find(|t| t.as_str() == name.trim());
+                continue;
+            }
+            let declared = line.strip_prefix(':').and_then(|l| l.split(' ').next());
+            let Some(table) = table else {
+                saved.others_track |= line.starts_with("-A") && tracks(line);
+                continue;
+            };
+            if let Some(chain) = declared.filter(|chain| names.owns(chain)) {
+                rules.insert((table, ChainName::new(chain)), Some(Vec::new()));
+            }
+            let Some((chain, text)) = line.strip_prefix("-A ").and_then(|l| l.split_once(' ')) else {
+                continue;
+            };
+            let (rule, target) = parse_rule(text);
+            if names.owns(chain) {
+                let known = rules.entry((table, ChainName::new(chain))).or_insert_with(|| Some(Vec::new()));
+                match (known.as_mut(), rule) {
+                    (Some(known), Some(rule)) => known.push(rule),
+                    _ => *known = None,
+                }
+                continue;
+            }
+            match target.filter(|to| names.owns(to)) {
+                Some(to) => saved.jumps.push(SavedJump {
+                    table,
+                    chain: chain.to_owned(),
+                    to: ChainName::new(to),
+                    rule,
+                    text: text.to_owned(),
+                }),
+                None => saved.others_track |= tracks(text),
+            }
+        }
+        saved.chains = rules.into_iter().map(|(key, rules)| (key, rules.map(Arc::from))).collect();
+        saved
+    }
+
+    /// Our chains, those with foreign rules as empty ones.
+    pub(crate) fn known(&self) -> Chains {
+        self.chains.iter().map(|(key, rules)| (key.clone(), rules.clone().unwrap_or_default())).collect()
+    }
+
+    /// The chains of ours that rules of others, outside the built-in chains, lead to.
+    pub(crate) fn referenced_by_others(&self) -> BTreeSet<ChainKey> {
+        let foreign = self.jumps.iter().filter(|jump| !jump.is_in_built_in_chain());
+        foreign.map(|jump| (jump.table, jump.to.clone())).collect()
+    }
+}
+
+/// Whether a rule makes the kernel track connections.
+fn tracks(rule: &str) -> bool {
+    const MATCHES: [&str; 5] =
+        ["-m conntrack ", "-m state ", "-m connmark ", "-m connbytes ", "-m connlimit "];
+    const TARGETS: [&str; 8] = [
+        "-j MASQUERADE",
+        "-j SNAT",
+        "-j DNAT",
+        "-j REDIRECT",
+        "-j NETMAP",
+        "-j CONNMARK",
+        "-j CT ",
+        "-j SYNPROXY",
+    ];
+    MATCHES.iter().chain(&TARGETS).any(|part| rule.contains(part))
+}
+
+/// Splits a line into its words, as the shell would.
+fn words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quoted = false;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            '\\' if quoted => word.get_or_insert_default().extend(chars.next()),
+            ' ' if !quoted => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// Whether two texts are one rule.
+pub(crate) fn same_rule(a: &str, b: &str) -> bool {
+    let parsed = parse_rule(a).0;
+    a == b || (parsed.is_some() && parsed == parse_rule(b).0)
+}
+
+/// The rule, when it is one that we write, and in any case the chain or target that it leads to.
+fn parse_rule(text: &str) -> (Option<Rule>, Option<String>) {
+    let words = words(text);
+    let target = words
+        .iter()
+        .position(|w| matches!(w.as_str(), "-j" | "-g" | "--jump" | "--goto"))
+        .and_then(|i| words.get(i + 1));
+    (parse_words(&words), target.cloned())
+}
+
+fn parse_words(words: &[String]) -> Option<Rule> {
+    let mut rule = Rule::default();
+    let mut inverted = false;
+    let mut words = words.iter().map(String::as_str);
+    while let Some(option) = words.next() {
+        if option == "!" {
+            inverted = true;
+            continue;
+        }
+        let not = std::mem::take(&mut inverted);
+        if not && !matches!(option, "-s" | "--mark") {
+            return None;
+        }
+        match option {
+            "-s" => rule.source = Some(Source { net: net(words.next()?)?, inverted: not }),
+            "-d" => rule.destination = Some(net(words.next()?)?),
+            "-p" => rule.protocol = Some(words.next()?.parse().ok()?),
+            "--dport" => rule.port = Some(words.next()?.parse().ok()?),
+            "-m" => match words.next()? {
+                "tcp" | "udp" | "sctp" | "mark" | "conntrack" | "addrtype" | "comment" | "statistic" => {}
+                _ => return None,
+            },
+            "--mark" if words.next()? == "0x4000/0x4000" => rule.marked = Some(!not),
+            "--ctstate" => {
+                rule.state = Some(match words.next()? {
+                    "NEW" => State::New,
+                    "RELATED,ESTABLISHED" | "ESTABLISHED,RELATED" => State::RelatedOrEstablished,
+                    _ => return None,
+                });
+            }
+            "--src-type" if words.next()? == "LOCAL" => rule.source_is_local = true,
+            "--comment" => rule.comment = words.next()?.to_owned(),
+            "--mode" if words.next()? == "random" => {}
+            "--probability" => rule.one_of = Some(one_of(words.next()?)?),
+            "-g" => rule.target = Some(Target::Goto(ChainName::new(words.next()?))),
+            "-j" => rule.target = Some(target(&mut words)?),
+            _ => return None,
+        }
+    }
+    Some(rule)
+}
+
+/// A target and its options, which end the rule.
+fn target<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Target> {
+    let name = words.next()?;
+    let rest: Vec<&str> = words.collect();
+    Some(match (name, rest.as_slice()) {
+        ("ACCEPT", []) => Target::Accept,
+        ("DROP", []) => Target::Drop,
+        ("RETURN", []) => Target::Return,
+        ("REJECT", ["--reject-with", "tcp-reset"]) => Target::RejectWithReset,
+        ("REJECT", ["--reject-with", "icmp-port-unreachable" | "icmp6-port-unreachable"]) => {
+            Target::RejectUnreachable
+        }
+        ("DNAT", ["--to-destination", to]) => Target::Dnat(to.parse().ok()?),
+        // Later versions print what is equal to the first form.
+        ("MARK", ["--set-xmark", "0x4000/0x4000"] | ["--or-mark" | "--set-mark", "0x4000"]) => {
+            Target::SetMark
+        }
+        ("MARK", ["--set-xmark", "0x4000/0x0"] | ["--xor-mark", "0x4000"]) => Target::ClearMark,
+        ("MASQUERADE", []) => Target::Masquerade { random_fully: false },
+        ("MASQUERADE", ["--random-fully"]) => Target::Masquerade { random_fully: true },
+        ("DNAT" | "MARK" | "MASQUERADE" | "REJECT" | "SNAT" | "LOG", _) => return None,
+        (chain, []) => Target::Jump(ChainName::new(chain)),
+        _ => return None,
+    })
+}
+
+fn net(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse().ok().map(crate::rule::host))
+}
+
+/// The kernel keeps a probability as a fraction of 2³¹, which is exact enough for any number of backends that
+/// rules can hold.
+fn one_of(text: &str) -> Option<NonZeroU32> {
+    let probability: f64 = text.parse().ok()?;
+    let n = (1.0 / probability).round();
+    if !(2.0..1e6).contains(&n) {
+        return None;
+    }
+    // Checked to be in range above.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    NonZeroU32::new(n as u32)
+}
