@@ -32,8 +32,38 @@ impl fmt::Display for InvalidObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}: ", self.object, self.field)?;
         if !self.value.is_empty() {
-            write!(f, "{:?}: ", self.value)?;
+            write!(f, "{}: ", quoted(&self.value))?;
         }
         f.write_str(&self.rule)
+    }
+}
+
+/// A value in quotes, cut where it is too long for a message.
+pub(crate) fn quoted(value: &str) -> String {
+    const MAX_CHARS: usize = 100;
+    match value.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{:?} (and {} bytes more)", &value[..end], value.len() - end),
+        None => format!("{value:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_object_field_value_and_rule() {
+        let error = InvalidObject::new("Service demo/web", "spec.type", "x", "must be y");
+        assert_eq!(error.to_string(), "Service demo/web: spec.type: \"x\": must be y");
+        let error = InvalidObject::new("Service demo/web", "spec.ports", "", "must be set");
+        assert_eq!(error.to_string(), "Service demo/web: spec.ports: must be set");
+    }
+
+    #[test]
+    fn a_long_value_is_cut() {
+        let error = InvalidObject::new("Service demo/web", "spec.type", "é".repeat(1000), "must be y");
+        let text = error.to_string();
+        assert!(text.contains("\" (and 1800 bytes more): must be y"), "{text}");
+        assert!(text.len() < 300);
     }
 }

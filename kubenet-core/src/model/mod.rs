@@ -13,6 +13,8 @@ mod service;
 
 pub use endpoint_slice::{Conditions, Endpoint, EndpointPort, EndpointSlice, EndpointSliceBuilder};
 pub use error::InvalidObject;
+#[cfg(feature = "kubernetes")]
+pub(crate) use error::quoted;
 pub use name::{ObjectName, validate_label, validate_name};
 pub use node::{LocalDetector, NodeInfo, NodeInfoBuilder, NodePortAddresses};
 pub use protocol::{IpFamily, Protocol, UnknownProtocol};

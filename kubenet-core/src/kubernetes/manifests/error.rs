@@ -3,7 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::model::InvalidObject;
+use crate::model::{InvalidObject, quoted};
 
 /// Where an object stands.
 ///
@@ -98,7 +98,7 @@ impl fmt::Display for ManifestProblem {
             write!(f, "{part}: ")?;
         }
         if !self.value.is_empty() {
-            write!(f, "{:?}: ", self.value)?;
+            write!(f, "{}: ", quoted(&self.value))?;
         }
         f.write_str(&self.rule)
     }

@@ -301,7 +301,7 @@ fn type_rule(message: &str) -> String {
     let Some((found, wanted)) =
         message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
     else {
-        return message.to_owned();
+        return cut(message);
     };
     let wanted = match wanted {
         "i32" | "i64" => "a whole number",
@@ -311,7 +311,15 @@ fn type_rule(message: &str) -> String {
         }
         other => other,
     };
-    format!("must be {wanted}, and is {found}")
+    format!("must be {wanted}, and is {}", cut(found))
+}
+
+/// A message may quote what was found, however long it is.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// Compares what was written with what its type kept of it.
