@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod conformance;
+pub mod faults;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "lab", target_os = "linux"))))]
 pub mod lab;

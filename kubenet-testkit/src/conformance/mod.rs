@@ -41,6 +41,8 @@ mod matrix;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 mod real;
 mod report;
+#[cfg(test)]
+mod tests;
 mod world;
 
 use std::{fmt, sync::Arc, time::Instant};
