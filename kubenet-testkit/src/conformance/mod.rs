@@ -27,7 +27,7 @@
 //! ```
 //!
 //! `start` is called again after each case that closes the datapath. To have [`Close::Remove`] checked in the
-//! kernel too, implement [`Subject`] with [`Subject::leftovers`] instead of giving a function. One run takes
+//! kernel too, implement `Subject` with `Subject::leftovers` instead of giving a function. One run takes
 //! some ten seconds. Cases for what the [`Capabilities`] do not claim are reported as not supported, never as
 //! passed.
 //!
@@ -45,9 +45,13 @@ mod report;
 mod tests;
 mod world;
 
-use std::{fmt, sync::Arc, time::Instant};
+#[cfg(all(feature = "lab", target_os = "linux"))]
+use std::sync::Arc;
+use std::{fmt, time::Instant};
 
-use kubenet_core::datapath::{Close, Datapath, DatapathError, ErrorKind};
+#[cfg(all(feature = "lab", target_os = "linux"))]
+use kubenet_core::datapath::Datapath;
+use kubenet_core::datapath::{Close, DatapathError, ErrorKind};
 
 pub use self::report::{CaseReport, Outcome, Report};
 use self::world::{Simulation, World};
@@ -149,7 +153,7 @@ fn run(world: &dyn World) -> Result<Report, CannotRun> {
     let began = Instant::now();
     let datapath = world.start()?;
     let name = datapath.name().to_owned();
-    let mut slot = Some(Arc::clone(&datapath));
+    let mut slot = Some(datapath.clone());
     let mut cases = matrix::run(world, &datapath);
     drop(datapath);
     cases.extend(behaviour::run(world, &mut slot));
