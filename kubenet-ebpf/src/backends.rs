@@ -81,6 +81,11 @@ impl Backends {
         true
     }
 
+    /// Whether somebody holds the id.
+    pub(crate) fn is_alive(&self, id: u32) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
     /// Every id in use, with its generation and what it stands for.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Handle, &Backend)> {
         self.by_id

@@ -96,9 +96,9 @@ impl Default for EbpfBuilder {
             external_interfaces: Vec::new(),
             cgroup: None,
             sizes: MapSizes::default(),
-            // Beyond net.ipv4.ip_local_port_range (32768 to 60999) and the node ports (30000 to 32767), so
-            // that no socket of the node has the same port.
-            snat_ports: 61_000..=65_535,
+            // Below the node ports (30000 to 32767), net.ipv4.ip_local_port_range (32768 to 60999) and what
+            // kubenet-iptables masquerades with.
+            snat_ports: 1024..=29_999,
         }
     }
 }
@@ -134,9 +134,12 @@ impl EbpfBuilder {
         self
     }
 
-    /// The source ports of masqueraded flows; 61000 to 65535 when not set. They should be outside
+    /// The source ports of masqueraded flows; 1024 to 29999 when not set. They should be outside
     /// `net.ipv4.ip_local_port_range`, where the node's own sockets take their ports, and outside the
     /// cluster's node port range.
+    ///
+    /// Each datapath of a process prefers a sixteenth of the range of its own, so that two that live side by
+    /// side, one of them draining, do not choose the same port.
     #[must_use]
     pub fn snat_ports(mut self, ports: RangeInclusive<u16>) -> Self {
         self.snat_ports = ports;

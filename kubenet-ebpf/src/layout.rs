@@ -87,10 +87,16 @@ impl From<Addr6> for IpAddr {
 pub(crate) trait Address:
     Pod + Default + Eq + std::hash::Hash + std::fmt::Debug + Into<IpAddr>
 {
+    type SocketKey: SocketKey;
 }
 
-impl Address for Addr4 {}
-impl Address for Addr6 {}
+impl Address for Addr4 {
+    type SocketKey = SocketKey4;
+}
+
+impl Address for Addr6 {
+    type SocketKey = SocketKey6;
+}
 
 /// `struct service_key4` and `service_key6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -162,7 +168,62 @@ pub(crate) struct Config {
     pub(crate) netns_cookie: u64,
     pub(crate) snat_port_min: u16,
     pub(crate) snat_port_max: u16,
+    pub(crate) snat_wide_min: u16,
+    pub(crate) snat_wide_max: u16,
+}
+
+/// Key of the map that knows what a socket dialled.
+pub(crate) trait SocketKey: Pod + Default {
+    /// Whether the address in it is what was dialled, not the backend.
+    fn is_dialled(&self) -> bool;
+}
+
+/// `struct socket_key4`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SocketKey4 {
+    pub(crate) cookie: u64,
+    pub(crate) addr: Addr4,
+    pub(crate) port: Be16,
+    /// `PEER_*` of `bpf/sockets.h`; the field `pad` there.
+    pub(crate) kind: u16,
+}
+
+/// `struct socket_key6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SocketKey6 {
+    pub(crate) cookie: u64,
+    pub(crate) addr: Addr6,
+    pub(crate) port: Be16,
+    pub(crate) kind: u16,
     pub(crate) pad: u32,
+}
+
+const PEER_DIALLED: u16 = 1;
+
+impl SocketKey for SocketKey4 {
+    fn is_dialled(&self) -> bool {
+        self.kind == PEER_DIALLED
+    }
+}
+
+impl SocketKey for SocketKey6 {
+    fn is_dialled(&self) -> bool {
+        self.kind == PEER_DIALLED
+    }
+}
+
+/// `struct socket_peer4` and `socket_peer6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SocketPeer<A> {
+    pub(crate) addr: A,
+    pub(crate) port: Be16,
+    pub(crate) pad: u16,
+    pub(crate) service: u32,
+    pub(crate) backend: u32,
+    pub(crate) generation: u32,
 }
 
 /// `struct service_name`.
@@ -197,6 +258,9 @@ unsafe impl<A: Address> Pod for Tuple<A> {}
 unsafe impl<A: Address> Pod for Conntrack<A> {}
 unsafe impl Pod for Config {}
 unsafe impl Pod for ServiceName {}
+unsafe impl Pod for SocketKey4 {}
+unsafe impl Pod for SocketKey6 {}
+unsafe impl<A: Address> Pod for SocketPeer<A> {}
 
 // The sizes are the sums of the fields: no padding hides anywhere.
 const _: () = {
@@ -209,7 +273,11 @@ const _: () = {
     assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
     assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4);
     assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4);
-    assert!(size_of::<Config>() == 4 + 4 + 16 + 8 + 2 + 2 + 4);
+    assert!(size_of::<Config>() == 4 + 4 + 16 + 8 + 4 * 2);
+    assert!(size_of::<SocketKey4>() == 8 + 4 + 2 + 2);
+    assert!(size_of::<SocketKey6>() == 8 + 16 + 2 + 2 + 4);
+    assert!(size_of::<SocketPeer<Addr4>>() == 4 + 2 + 2 + 3 * 4);
+    assert!(size_of::<SocketPeer<Addr6>>() == 16 + 2 + 2 + 3 * 4);
     assert!(size_of::<ServiceName>() == 4 + SERVICE_NAME_TEXT);
 };
 

@@ -3,7 +3,7 @@
 //! New backends, then the slots that name them, then the one entry of `services`, which switches the packets
 //! over at once; then the frontends that go; then what nothing refers to any more.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use kubenet_core::{
     datapath::{Capabilities, DatapathError, ErrorKind, FailedRoute},
@@ -16,7 +16,7 @@ use crate::{
     ids::Handle,
     layout,
     rest::Now,
-    state::{Refused, Retired, Staged, State, encode_name},
+    state::{Refused, Retired, Staged, StaleFlows, State, encode_name},
 };
 
 /// The maps, as far as routes are concerned.
@@ -30,6 +30,8 @@ pub(crate) trait Tables {
     fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError>;
     /// A frontend that is not there is no error.
     fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError>;
+    /// Forgets UDP flows, so that their next packet picks again.
+    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError>;
     /// Waits until no packet can see anything that was replaced before. False where that is not possible.
     fn wait_grace_period(&mut self) -> bool;
 }
@@ -154,9 +156,13 @@ fn write_one(
 }
 
 fn clean(tables: &mut dyn Tables, retired: &[Retired]) {
+    let mut stale = HashSet::new();
     for item in retired {
         match *item {
             Retired::Backend(family, id) => tables.kill_backend(family, id),
+            Retired::Flows(flows) => {
+                stale.insert(flows);
+            }
             Retired::Name(id) => {
                 // A name that stays behind is overwritten when its id is used again.
                 if let Err(error) = tables.remove_name(id) {
@@ -164,6 +170,11 @@ fn clean(tables: &mut dyn Tables, retired: &[Retired]) {
                 }
             }
         }
+    }
+    if !stale.is_empty()
+        && let Err(error) = tables.cut(&stale)
+    {
+        tracing::warn!(%error, "UDP flows stay with a backend that their frontend has no more");
     }
 }
 

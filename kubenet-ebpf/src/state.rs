@@ -1,10 +1,13 @@
 //! What is programmed, and what has to be written to get somewhere else. Pure: no system call is made here.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
-    model::IpFamily,
+    model::{IpFamily, Protocol},
     route::{
         Backend, Frontend, FrontendAddress, FrontendKind, NodeRouting, Revision, Route, RouteTable,
         ServicePortName, Target, WhenEmpty,
@@ -82,6 +85,10 @@ impl Programmed {
         }
     }
 
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        self.sets().flat_map(|set| set.ids.iter().copied())
+    }
+
     fn sets(&self) -> impl Iterator<Item = &Set> {
         std::iter::once(&self.internal).chain(&self.external)
     }
@@ -113,6 +120,16 @@ impl Staged {
 pub(crate) enum Retired {
     Backend(IpFamily, u32),
     Name(u32),
+    Flows(StaleFlows),
+}
+
+/// UDP flows of a frontend to a backend that only other frontends can still pick. The programs see when a
+/// backend is gone altogether; these they cannot see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct StaleFlows {
+    pub(crate) family: IpFamily,
+    pub(crate) service: u32,
+    pub(crate) backend: u32,
 }
 
 /// Why a route could not be staged.
@@ -271,13 +288,20 @@ impl State {
     pub(crate) fn commit(&mut self, staged: Staged, now: Now) -> Vec<Retired> {
         let frontend = staged.programmed.route.frontend;
         let id = staged.programmed.id;
-        match self.routes.insert(frontend, staged.programmed) {
-            Some(old) => {
-                let same_id = old.id == id;
-                self.release(&old, same_id, now)
-            }
-            None => Vec::new(),
+        let picked: HashSet<u32> = match frontend.protocol {
+            Protocol::Udp => staged.programmed.ids().collect(),
+            _ => HashSet::new(),
+        };
+        let Some(old) = self.routes.insert(frontend, staged.programmed) else { return Vec::new() };
+        let same_id = old.id == id;
+        let mut retired = self.release(&old, same_id, now);
+        if frontend.protocol == Protocol::Udp && same_id {
+            let family = frontend.family();
+            let left: HashSet<u32> = old.ids().filter(|id| !picked.contains(id)).collect();
+            let left = left.into_iter().filter(|id| self.backends.get(family).is_alive(*id));
+            retired.extend(left.map(|backend| Retired::Flows(StaleFlows { family, service: id, backend })));
         }
+        retired
     }
 
     /// The route's entry of `services` could not be written: what was reserved for it is given back.

@@ -200,6 +200,15 @@ fn backends_share_the_load() {
     }
 }
 
+/// Ends the load also when the test panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Asks again and again until told to stop. Returns the number of answers and the failures.
 fn load(lab: &Lab, from: &str, to: std::net::SocketAddr, stop: &AtomicBool) -> (u64, Vec<String>) {
     let (mut answers, mut failures) = (0, Vec::new());
@@ -239,6 +248,7 @@ fn updates_under_load_lose_no_connection() {
         ("outside", node(&lab, family, NODE_PORT)),
     ];
     let results = std::thread::scope(|scope| {
+        let end = Stop(&stop);
         let loads: Vec<_> = targets
             .map(|(from, to)| {
                 scope.spawn({
@@ -257,7 +267,7 @@ fn updates_under_load_lose_no_connection() {
             now = next;
             std::thread::sleep(Duration::from_millis(2));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         eprintln!("{revision} updates");
         loads.into_iter().map(|l| l.join().unwrap()).collect::<Vec<_>>()
     });
@@ -375,6 +385,7 @@ fn one_instance_takes_over_from_another_under_load() {
         ("outside", node(&lab, family, NODE_PORT)),
     ];
     let results = std::thread::scope(|scope| {
+        let end = Stop(&stop);
         let loads: Vec<_> = targets
             .map(|(from, to)| {
                 scope.spawn({
@@ -399,7 +410,7 @@ fn one_instance_takes_over_from_another_under_load() {
             assert_eq!(block_on(old.drain()).unwrap().flows, 0);
             drop(std::mem::replace(&mut old, new));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         loads.into_iter().map(|l| l.join().unwrap()).collect::<Vec<_>>()
     });
     for ((from, _), (answers, failures)) in targets.iter().zip(results) {

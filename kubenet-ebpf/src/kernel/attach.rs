@@ -11,14 +11,14 @@ use aya::{
     Ebpf,
     programs::{
         CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
-        cgroup_sock_addr::CgroupSockAddrLink,
-        links::Link,
+        links::{FdLink, Link, LinkError},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact},
     },
 };
 use kubenet_core::datapath::{DatapathError, DatapathEvent, ErrorKind, EventHub};
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
+use super::sys;
 use crate::error::{caused, error};
 
 /// Programs of the socket hooks.
@@ -52,11 +52,26 @@ impl Side {
     }
 }
 
-/// Programs at one interface. Dropping it detaches them.
+/// Programs at one interface.
 struct Attached {
     /// An interface that is made again under the same name has another index.
     index: u32,
-    links: Vec<SchedClassifierLink>,
+    hooks: Vec<Hook>,
+}
+
+/// One program at one interface.
+enum Hook {
+    Tcx(FdLink),
+    Filter(SchedClassifierLink),
+}
+
+impl Hook {
+    fn detach(self) -> Result<(), Box<dyn std::error::Error>> {
+        match self {
+            Hook::Tcx(link) => Ok(sys::detach(link)?),
+            Hook::Filter(link) => Ok(link.detach()?),
+        }
+    }
 }
 
 /// All attachments. Dropping it detaches everything.
@@ -68,8 +83,16 @@ pub(crate) struct Attachments {
     /// Set by the first route table: from then on packets may meet the programs.
     active: bool,
     interfaces: BTreeMap<String, Attached>,
-    sockets: Vec<CgroupSockAddrLink>,
+    sockets: Vec<FdLink>,
     events: EventHub,
+}
+
+impl Drop for Attachments {
+    fn drop(&mut self) {
+        for failure in self.detach_all() {
+            tracing::warn!("{failure}");
+        }
+    }
 }
 
 /// Loads the programs into the kernel, those for sockets only where they are used.
@@ -213,7 +236,7 @@ impl Attachments {
     pub(crate) fn detach_all(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
         for link in self.sockets.drain(..) {
-            if let Err(e) = link.detach() {
+            if let Err(e) = sys::detach(link) {
                 failures.push(format!("cannot detach a socket program from its cgroup: {e}"));
             }
         }
@@ -244,9 +267,9 @@ impl Attachments {
         {
             return Ok(false);
         }
-        let mut links = Vec::new();
+        let mut hooks = Vec::new();
         for (program, direction) in side.programs() {
-            let link = self.attach_program(ebpf, name, program, direction).map_err(|e| {
+            let hook = self.attach_program(ebpf, name, program, direction).map_err(|e| {
                 let kind = match errno(&e) {
                     Some(Errno::EPERM) => ErrorKind::Permission,
                     Some(Errno::ENODEV) => ErrorKind::Unavailable,
@@ -254,10 +277,10 @@ impl Attachments {
                 };
                 caused(operation, kind, format!("interface {name}: cannot attach the program {program}"), e)
             })?;
-            links.push(link);
+            hooks.push(hook);
         }
         // Drops the links to an interface of that name that is gone.
-        self.interfaces.insert(name.to_owned(), Attached { index, links });
+        self.interfaces.insert(name.to_owned(), Attached { index, hooks });
         self.events.emit(&DatapathEvent::Interface { name: name.to_owned(), attached: true });
         Ok(true)
     }
@@ -268,7 +291,7 @@ impl Attachments {
         interface: &str,
         program: &str,
         direction: TcAttachType,
-    ) -> Result<SchedClassifierLink, ProgramError> {
+    ) -> Result<Hook, ProgramError> {
         let options = if self.tcx {
             // Behind an older instance that drains: it knows flows of which this one knows nothing.
             TcAttachOptions::TcxOrder(LinkOrder::last())
@@ -282,7 +305,8 @@ impl Attachments {
         };
         let program = classifier(ebpf, program)?;
         let id = program.attach_with_options(interface, direction, options)?;
-        program.take_link(id)
+        let link = program.take_link(id)?;
+        Ok(if self.tcx { Hook::Tcx(link.try_into().map_err(unlinked)?) } else { Hook::Filter(link) })
     }
 
     /// Whether our programs still hang where they were attached. Only TCX can tell; before it, the index of
@@ -310,12 +334,12 @@ impl Attachments {
             .map_err(|e| failed(ErrorKind::Unavailable, "cannot be opened".into(), e.into()))?;
         let mut links = Vec::new();
         for name in SOCKET_PROGRAMS {
-            let attach = |ebpf: &mut Ebpf| -> Result<CgroupSockAddrLink, ProgramError> {
+            let attach = |ebpf: &mut Ebpf| -> Result<FdLink, ProgramError> {
                 let program: &mut CgroupSockAddr =
                     ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
                 // A link, and so beside other programs, whatever the mode says.
                 let id = program.attach(&cgroup, CgroupAttachMode::Single)?;
-                program.take_link(id)
+                program.take_link(id)?.try_into().map_err(unlinked)
             };
             links.push(attach(ebpf).map_err(|e| {
                 let kind = match errno(&e) {
@@ -330,9 +354,14 @@ impl Attachments {
     }
 }
 
+/// The kernel made something else than a link.
+fn unlinked(e: LinkError) -> ProgramError {
+    io::Error::other(e).into()
+}
+
 fn detach(name: &str, attached: Attached, failures: &mut Vec<String>) {
-    for link in attached.links {
-        if let Err(e) = link.detach() {
+    for hook in attached.hooks {
+        if let Err(e) = hook.detach() {
             failures.push(format!("interface {name}: cannot detach a program: {e}"));
         }
     }

@@ -7,8 +7,8 @@ use kubenet_core::{datapath::DatapathError, model::Protocol};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
-    batch,
     maps::{FamilyMaps, Maps},
+    sys,
 };
 use crate::layout::{Address, CLOCK_SHIFT, CT_FIN, CT_REPLY, CT_RST, CT_SEEN_REPLY, Conntrack, Tuple};
 
@@ -40,7 +40,7 @@ pub(crate) fn count(maps: &Maps) -> Result<u64, DatapathError> {
 fn count_family<A: Address>(maps: &FamilyMaps<A>, now: u32) -> io::Result<u64> {
     let mut forward = Vec::new();
     let mut replies = HashMap::new();
-    batch::for_each(maps.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
+    sys::for_each(maps.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
         if entry.flags & CT_REPLY == 0 {
             forward.push((tuple, entry));
         } else {

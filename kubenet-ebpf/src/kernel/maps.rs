@@ -1,6 +1,6 @@
 //! The maps, typed.
 
-use std::{io, net::IpAddr, num::NonZeroU16, os::fd::AsFd};
+use std::{collections::HashSet, io, net::IpAddr, num::NonZeroU16, os::fd::AsFd};
 
 use aya::{
     Ebpf, Pod,
@@ -13,15 +13,16 @@ use kubenet_core::{
 };
 use nix::errno::Errno;
 
-use super::{batch, membarrier, mmap::Mapped};
+use super::{membarrier, mmap::Mapped, sys};
 use crate::{
     error::{caused, error},
     ids::Handle,
     layout::{
         self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
-        Conntrack, Service, ServiceKey, ServiceName, Tuple,
+        Conntrack, Service, ServiceKey, ServiceName, SocketKey, SocketPeer, Tuple,
     },
     program::Tables,
+    state::StaleFlows,
 };
 
 /// Every map of the object that user space reads or writes.
@@ -43,6 +44,7 @@ pub(crate) struct FamilyMaps<A: Address> {
     pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
     pub(crate) node_addrs: HashMap<MapData, A, u32>,
     pub(crate) pod_cidrs: LpmTrie<MapData, A, u32>,
+    socket_peers: HashMap<MapData, A::SocketKey, SocketPeer<A>>,
 }
 
 /// Word of `struct config` with the flags.
@@ -79,6 +81,7 @@ impl<A: Address> FamilyMaps<A> {
             conntrack: take(ebpf, &name("conntrack"), HashMap::try_from)?,
             node_addrs: take(ebpf, &name("node_addrs"), HashMap::try_from)?,
             pod_cidrs: take(ebpf, &name("pod_cidrs"), LpmTrie::try_from)?,
+            socket_peers: take(ebpf, &name("socket_peers"), HashMap::try_from)?,
         })
     }
 
@@ -108,8 +111,27 @@ impl<A: Address> FamilyMaps<A> {
         }
     }
 
+    /// Forgets these UDP flows, and which backend the node's sockets had for them.
+    fn cut(&mut self, family: IpFamily, flows: &HashSet<StaleFlows>) -> Result<(), MapError> {
+        let stale = |service, backend| flows.contains(&StaleFlows { family, service, backend });
+        let mut tuples = Vec::new();
+        sys::for_each(self.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
+            if tuple.proto == Protocol::Udp.number() && stale(entry.service, entry.backend) {
+                tuples.push(tuple);
+            }
+        })?;
+        let mut sockets = Vec::new();
+        sys::for_each(self.socket_peers.map().fd().as_fd(), |key: A::SocketKey, peer: SocketPeer<A>| {
+            if key.is_dialled() && stale(peer.service, peer.backend) {
+                sockets.push(key);
+            }
+        })?;
+        tuples.iter().try_for_each(|tuple| deleted(self.conntrack.remove(tuple)))?;
+        sockets.iter().try_for_each(|key| deleted(self.socket_peers.remove(key)))
+    }
+
     fn services(&self, visit: impl FnMut(ServiceKey<A>, Service)) -> io::Result<()> {
-        batch::for_each(self.services.map().fd().as_fd(), visit)
+        sys::for_each(self.services.map().fd().as_fd(), visit)
     }
 }
 
@@ -159,7 +181,7 @@ impl Maps {
     /// Every entry of `service_names`.
     pub(crate) fn names(&self) -> Result<std::collections::HashMap<u32, ServiceName>, DatapathError> {
         let mut names = std::collections::HashMap::new();
-        batch::for_each(self.names.map().fd().as_fd(), |id, name| {
+        sys::for_each(self.names.map().fd().as_fd(), |id, name| {
             names.insert(id, name);
         })
         .map_err(|e| self.unreadable("service_names", e))?;
@@ -306,6 +328,19 @@ impl Tables for Maps {
             Key::V6(key) => ("services6", deleted(self.v6.services.remove(&key))),
         };
         result.map_err(|e| self.failed(map, "services", e))
+    }
+
+    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
+        let of = |family| flows.iter().any(|f| f.family == family);
+        if of(IpFamily::V4) {
+            let result = self.v4.cut(IpFamily::V4, flows);
+            result.map_err(|e| self.failed("conntrack4", "connections", e))?;
+        }
+        if of(IpFamily::V6) {
+            let result = self.v6.cut(IpFamily::V6, flows);
+            result.map_err(|e| self.failed("conntrack6", "connections", e))?;
+        }
+        Ok(())
     }
 
     fn wait_grace_period(&mut self) -> bool {

@@ -1,7 +1,6 @@
 //! The part that touches the kernel. All of it runs on the datapath's own thread.
 
 mod attach;
-mod batch;
 mod flows;
 mod maps;
 mod mmap;
@@ -9,8 +8,17 @@ mod netns;
 mod node;
 mod probe;
 mod read;
+mod sys;
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
 
 use aya::{Ebpf, EbpfLoader, util::KernelVersion};
 use kubenet_core::{
@@ -64,10 +72,13 @@ impl Engine {
         let mut ebpf = load(&sizes, found.connect_refused)?;
         attach::load(&mut ebpf, sockets)?;
         let maps = Maps::take(&mut ebpf)?;
+        let own = snat_slice(&snat_ports, INSTANCES.fetch_add(1, Ordering::Relaxed));
         maps.set_config(&layout::Config {
             netns_cookie,
-            snat_port_min: *snat_ports.start(),
-            snat_port_max: *snat_ports.end(),
+            snat_port_min: *own.start(),
+            snat_port_max: *own.end(),
+            snat_wide_min: *snat_ports.start(),
+            snat_wide_max: *snat_ports.end(),
             ..layout::Config::default()
         });
         tracing::debug!(?found, "loaded");
@@ -266,6 +277,22 @@ impl Engine {
     }
 }
 
+/// Counts the datapaths of this process, from a number that differs from those of other processes.
+static INSTANCES: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(std::process::id()));
+
+/// The part of the ports that an instance prefers.
+fn snat_slice(ports: &RangeInclusive<u16>, instance: u32) -> RangeInclusive<u16> {
+    const SLICES: u32 = 16;
+    let (first, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
+    let (count, slice) = (last + 1 - first, instance % SLICES);
+    if count < SLICES {
+        return ports.clone();
+    }
+    let border = |slice: u32| first + slice * count / SLICES;
+    // Both lie in the range, so that they are ports.
+    border(slice) as u16..=(border(slice + 1) - 1) as u16
+}
+
 fn netns_cookie(cgroup: Option<&PathBuf>) -> Result<u64, DatapathError> {
     match (netns::cookie(), cgroup) {
         (Ok(cookie), _) => Ok(cookie),
@@ -321,4 +348,25 @@ fn membarrier() -> bool {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: takes numbers only.
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_that_live_side_by_side_have_ports_of_their_own() {
+        for ports in [1024..=29_999, 1..=65_535, 100..=115] {
+            let slices: Vec<_> = (5..21).map(|instance| snat_slice(&ports, instance)).collect();
+            let all: u32 = slices.iter().map(|s| u32::from(*s.end()) + 1 - u32::from(*s.start())).sum();
+            assert_eq!(all, u32::from(*ports.end()) + 1 - u32::from(*ports.start()));
+            for (i, one) in slices.iter().enumerate() {
+                assert!(ports.contains(one.start()) && ports.contains(one.end()));
+                for other in &slices[..i] {
+                    assert!(one.end() < other.start() || other.end() < one.start());
+                }
+            }
+        }
+        assert_eq!(snat_slice(&(7..=9), 1), 7..=9, "too few to share out");
+    }
 }

@@ -28,6 +28,7 @@ struct Memory {
     /// What each frontend may show: before the change and after it.
     allowed: [View; 2],
     grace_periods: usize,
+    cut: Vec<StaleFlows>,
 }
 
 impl Memory {
@@ -40,6 +41,7 @@ impl Memory {
             services: BTreeMap::new(),
             allowed: Default::default(),
             grace_periods: 0,
+            cut: Vec::new(),
         }
     }
 
@@ -124,6 +126,11 @@ impl Tables for Memory {
 
     fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
         self.services.remove(frontend);
+        Ok(())
+    }
+
+    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
+        self.cut.extend(flows.iter().copied());
         Ok(())
     }
 
@@ -345,4 +352,26 @@ fn what_a_table_must_not_hold_fails_by_name() {
     assert_eq!(kinds.iter().filter(|k| **k == ErrorKind::Unsupported).count(), 1);
     assert_eq!(kinds.iter().filter(|k| **k == ErrorKind::InvalidInput).count(), 3);
     check(&state, &memory);
+}
+
+#[test]
+fn udp_flows_are_cut_when_a_backend_leaves_one_of_the_frontends_that_share_it() {
+    let mut state = State::new(MapSizes::default());
+    let mut memory = Memory::new(MapSizes::default());
+    let udp = |port: u16, backends: u8| {
+        let mut route = Route::clone(&route_with(port, backends));
+        route.frontend.protocol = Protocol::Udp;
+        Arc::new(route)
+    };
+    apply(&mut state, &mut memory, &table(vec![udp(1, 2), udp(2, 2)]), Duration::ZERO);
+    assert_eq!(memory.cut, []);
+    apply(&mut state, &mut memory, &table(vec![udp(1, 2), udp(2, 1)]), Duration::ZERO);
+    let service = memory.services[&udp(2, 1).frontend].id;
+    let [cut] = memory.cut[..] else { panic!("{:?}", memory.cut) };
+    assert_eq!((cut.family, cut.service), (IpFamily::V4, service));
+    let (_, backend, _) = memory.backends[&(IpFamily::V4, cut.backend)];
+    assert_eq!(backend.address, std::net::IpAddr::from([10, 244, 0, 2]));
+    // Gone altogether: the programs see that themselves.
+    apply(&mut state, &mut memory, &table(vec![udp(1, 1), udp(2, 1)]), Duration::ZERO);
+    assert_eq!(memory.cut.len(), 1);
 }

@@ -1,0 +1,122 @@
+//! Calls of `bpf(2)` for which aya has nothing.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use aya::{Pod, programs::links::FdLink};
+use nix::{errno::Errno, libc};
+
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+/// What these commands take, as `union bpf_attr` has it.
+///
+/// # Safety
+/// The layout is that of the command that it is used for, without padding.
+unsafe trait Attributes {}
+
+/// Calls `bpf(2)`. Returns what it returns.
+///
+/// # Safety
+/// Pointers in `attributes` are to buffers as large as the command assumes.
+unsafe fn bpf<A: Attributes>(command: libc::c_long, attributes: &mut A) -> Result<libc::c_long, Errno> {
+    // SAFETY: the attributes have the command's layout, and the caller vouches for pointers in them.
+    Errno::result(unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<A>()) })
+}
+
+/// For commands on one object.
+#[repr(C)]
+struct ObjectAttr {
+    /// File descriptor or id.
+    object: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+// SAFETY: the anonymous struct of `BPF_*_GET_FD_BY_ID`, which begins with the id; `link_detach` has the file
+// descriptor there, and the kernel wants what follows to be 0.
+unsafe impl Attributes for ObjectAttr {}
+
+/// Detaches a link (kernel 5.9). Dropping it is not enough at once: a process that this one is just starting
+/// holds a copy of the file descriptor until it has begun.
+pub(crate) fn detach(link: FdLink) -> io::Result<()> {
+    let id = link.info().map_err(io::Error::other)?.id();
+    let mut attr = ObjectAttr { object: id, next_id: 0, open_flags: 0 };
+    // SAFETY: no pointers; on success the kernel hands us a file descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(bpf(BPF_LINK_GET_FD_BY_ID, &mut attr)? as i32) };
+    let mut attr = ObjectAttr { object: fd.as_raw_fd() as u32, next_id: 0, open_flags: 0 };
+    // SAFETY: no pointers.
+    match unsafe { bpf(BPF_LINK_DETACH, &mut attr) } {
+        // What it hung on is gone; or an older kernel, where closing it is all that can be done.
+        Ok(_) | Err(Errno::ENOLINK | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// `struct { … } batch`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+// SAFETY: the fields of the anonymous struct for batches, in order.
+unsafe impl Attributes for BatchAttr {}
+
+/// Hands every entry of a hash table to `visit`, read in batches (kernel 5.6): four times as fast as one by
+/// one. Entries that come or go meanwhile may be missed.
+pub(crate) fn for_each<K: Pod + Default, V: Pod + Default>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(K, V),
+) -> io::Result<()> {
+    let mut room = 4096;
+    let (mut keys, mut values) = (vec![K::default(); room], vec![V::default(); room]);
+    // The kernel's cursor: the number of a bucket.
+    let (mut cursor, mut next) = (0u32, 0u32);
+    let mut first = true;
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { &raw const cursor as u64 },
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: room as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the pointers are to buffers with room for `count` keys and values of the map's sizes (aya
+        // checked them when the typed map was made), which outlive the call.
+        let error = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
+        match error {
+            None | Some(Errno::ENOENT) => {
+                let count = (attr.count as usize).min(room);
+                for (key, value) in keys[..count].iter().zip(&values[..count]) {
+                    visit(*key, *value);
+                }
+                if error.is_some() {
+                    return Ok(());
+                }
+                cursor = next;
+                first = false;
+            }
+            // A bucket that holds more than there is room for.
+            Some(Errno::ENOSPC) if room < 1 << 24 => {
+                room *= 2;
+                keys.resize(room, K::default());
+                values.resize(room, V::default());
+            }
+            Some(Errno::EINTR) => {}
+            Some(error) => return Err(error.into()),
+        }
+    }
+}
