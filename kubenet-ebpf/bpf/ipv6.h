@@ -31,6 +31,7 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb,
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		union {
 			struct ipv6_opt_hdr option;
+			struct ipv6_rt_hdr routing;
 			struct fragment6 fragment;
 		} ext;
 
@@ -48,6 +49,9 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb,
 		}
 		/* Every one of them is at least eight bytes. */
 		if (bpf_skb_load_bytes(skb, pkt->l4_off, &ext, sizeof(ext)))
+			return false;
+		/* Not at its destination yet. */
+		if (*next == IPPROTO_ROUTING && ext.routing.segments_left)
 			return false;
 		pkt->extended = true;
 		if (*next == IPPROTO_FRAGMENT) {

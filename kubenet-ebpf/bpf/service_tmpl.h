@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Which Service a destination belongs to, and one of its backends. */
 
-/* One on the address itself wins over a node port. `key` is changed. */
+/*
+ * One on the address itself wins over a node port, which stands under address
+ * zero, where nobody can be. `key` is changed.
+ */
 static __always_inline const struct service *F(lookup_service)(
 	struct F(service_key) *key)
 {
 	const struct service *service;
 	const __u32 *flags;
 
+	if (is_zero(key->addr))
+		return NULL;
 	service = bpf_map_lookup_elem(&F(services), key);
 	if (service)
 		return service;

@@ -1,8 +1,11 @@
 //! New and known flows, there and back.
 
+use std::collections::HashSet;
+
 use crate::{
-    bench::{Hook, LOCAL, Metric, at, for_each_kind},
-    frame::{Flags, Frame},
+    bench::{Bench, Hook, LOCAL, Metric, REDIRECT, UNSPEC, for_each_kind},
+    frame::{Flags, Frame, L3, Proto},
+    nets::{Net, at},
 };
 
 #[test]
@@ -11,6 +14,7 @@ fn a_pod_reaches_a_backend_and_gets_the_answer_from_the_frontend() {
         let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, 0, &[id], &[]);
+        let (new, known) = (bench.metric(Metric::NewFlow), bench.metric(Metric::Forwarded));
 
         let syn = Frame::new(proto, client, frontend);
         bench.expect_forwarded(Hook::FromPod, syn, client, backend);
@@ -18,6 +22,173 @@ fn a_pod_reaches_a_backend_and_gets_the_answer_from_the_frontend() {
         bench.expect_forwarded(Hook::FromExternal, syn_ack, frontend, client);
         let ack = Frame::new(proto, client, frontend).flags(Flags::Ack);
         bench.expect_forwarded(Hook::FromPod, ack, client, backend);
+
         assert_eq!(bench.entries(), 2);
+        assert_eq!(bench.metric(Metric::NewFlow), new + 1);
+        assert_eq!(bench.metric(Metric::Forwarded), known + 2);
+    });
+}
+
+#[test]
+fn outside_traffic_uses_the_external_set_and_keeps_its_address_for_backends_here() {
+    for_each_kind(|bench, net, proto| {
+        let (client, frontend) = (at(net.outside, 40000), at(net.vip, 80));
+        let (here, there) = (at(net.pod_here, 8080), at(net.pod_there, 8080));
+        let (internal, external) = (bench.backend(there, 0), bench.backend(here, LOCAL));
+        bench.serve(frontend, proto, crate::bench::MASQ_OUTSIDE, &[internal], &[external]);
+
+        bench.expect_forwarded(Hook::FromExternal, Frame::new(proto, client, frontend), client, here);
+        let answer = Frame::new(proto, here, client).flags(Flags::SynAck);
+        bench.expect_forwarded(Hook::FromPod, answer, frontend, client);
+    });
+}
+
+#[test]
+fn a_node_port_answers_on_node_port_addresses_only() {
+    for_each_kind(|bench, net, proto| {
+        let nobody = if net.vip.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+        let backend = at(net.pod_here, 8080);
+        let id = bench.backend(backend, LOCAL);
+        bench.serve(at(nobody, 30080), proto, 0x20, &[id], &[id]);
+        let client = at(net.outside, 40000);
+
+        let (port, inner) = (at(net.node, 30080), at(net.node_inner, 30080));
+        bench.expect_forwarded(Hook::FromExternal, Frame::new(proto, client, port), client, backend);
+        let answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
+        bench.expect_forwarded(Hook::FromPod, answer, port, client);
+        bench.expect_passed(Hook::FromExternal, Frame::new(proto, client, inner));
+        bench.expect_passed(Hook::FromExternal, Frame::new(proto, client, at(net.pod_there, 30080)));
+        bench.expect_passed(Hook::FromExternal, Frame::new(proto, client, at(nobody, 30080)));
+    });
+}
+
+#[test]
+fn a_frontend_on_the_address_itself_wins_over_a_node_port() {
+    for_each_kind(|bench, net, proto| {
+        let nobody = if net.vip.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+        let (exact, other) = (at(net.pod_here, 8080), at(net.pod_here, 9090));
+        let (a, b) = (bench.backend(exact, LOCAL), bench.backend(other, LOCAL));
+        bench.serve(at(nobody, 443), proto, 0x20, &[b], &[b]);
+        bench.serve(at(net.node, 443), proto, 0, &[a], &[a]);
+        let client = at(net.outside, 40000);
+        let frame = Frame::new(proto, client, at(net.node, 443));
+        bench.expect_forwarded(Hook::FromExternal, frame, client, exact);
+    });
+}
+
+#[test]
+fn every_backend_gets_a_share() {
+    for_each_kind(|bench, net, proto| {
+        let ids: Vec<_> = (0..4).map(|i| bench.backend(at(net.pod_there, 8080 + i), 0)).collect();
+        bench.serve(at(net.vip, 80), proto, 0, &ids, &[]);
+        let seen: HashSet<u16> = (0..200).map(|i| dial(bench, net, proto, 30000 + i)).collect();
+        assert_eq!(seen.len(), 4);
+    });
+}
+
+/// Opens a flow from a port of the client pod and says which port of a backend it goes to.
+fn dial(bench: &mut Bench, net: Net, proto: Proto, port: u16) -> u16 {
+    let mut frame = Frame::new(proto, at(net.pod, port), at(net.vip, 80));
+    let outcome = bench.send(Hook::FromPod, &mut frame);
+    assert_eq!(outcome.action, REDIRECT);
+    let at = frame.l4() + 2;
+    u16::from_be_bytes([outcome.bytes[at], outcome.bytes[at + 1]])
+}
+
+#[test]
+fn a_flow_stays_with_its_backend() {
+    for_each_kind(|bench, net, proto| {
+        let ids: Vec<_> = (0..16).map(|i| bench.backend(at(net.pod_there, 8080 + i), 0)).collect();
+        bench.serve(at(net.vip, 80), proto, 0, &ids, &[]);
+        let first = dial(bench, net, proto, 30000);
+        assert!((0..50).all(|_| dial(bench, net, proto, 30000) == first));
+    });
+}
+
+#[test]
+fn a_backend_that_is_a_process_of_this_node_gets_packets_through_the_stack() {
+    for_each_kind(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.outside, 40000), at(net.vip, 80), at(net.node, 8080));
+        let id = bench.backend(backend, LOCAL);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+
+        // Nobody forwards it, so that the TTL stays.
+        let mut frame = Frame::new(proto, client, frontend).ttl(1);
+        let outcome = bench.send(Hook::FromExternal, &mut frame);
+        assert_eq!((outcome.action, outcome.bytes), (crate::bench::OK, frame.with(client, backend).bytes()));
+
+        // The stack's answer is renamed on its way out, and goes on to other programs.
+        let mut answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
+        let outcome = bench.send(Hook::ToDevice, &mut answer);
+        assert_eq!((outcome.action, outcome.bytes), (UNSPEC, answer.with(frontend, client).bytes()));
+    });
+}
+
+#[test]
+fn translated_packets_pass_the_egress_program_as_they_are() {
+    for_each_kind(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        bench.expect_passed(Hook::ToDevice, Frame::new(proto, client, backend));
+        bench.expect_passed(Hook::ToDevice, Frame::new(proto, client, frontend));
+        bench.expect_passed(Hook::ToDevice, Frame::new(proto, frontend, client).flags(Flags::SynAck));
+    });
+}
+
+#[test]
+fn an_entry_that_the_lru_dropped_is_written_again_from_the_other() {
+    for_each_kind(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        let there = Frame::new(proto, client, frontend).flags(Flags::Ack);
+        let back = Frame::new(proto, backend, client).flags(Flags::Ack);
+
+        bench.evict(backend, client, proto);
+        bench.age(2);
+        bench.expect_forwarded(Hook::FromPod, there.clone(), client, backend);
+        bench.expect_forwarded(Hook::FromExternal, back.clone(), frontend, client);
+
+        bench.evict(client, frontend, proto);
+        bench.age(2);
+        bench.expect_forwarded(Hook::FromExternal, back, frontend, client);
+        bench.expect_forwarded(Hook::FromPod, there, client, backend);
+    });
+}
+
+#[test]
+fn udp_without_a_checksum_stays_without_over_ipv4() {
+    crate::bench::on_bench(|bench| {
+        let net = crate::nets::V4;
+        bench.clear();
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 53), at(net.pod_there, 53));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, Proto::Udp, 0, &[id], &[]);
+        let mut frame = Frame::new(Proto::Udp, client, frontend);
+        frame.no_checksum = true;
+        bench.expect_forwarded(Hook::FromPod, frame, client, backend);
+    });
+}
+
+#[test]
+fn a_udp_checksum_that_comes_to_zero_is_written_as_all_ones() {
+    for_each_kind(|bench, net, proto| {
+        if proto == Proto::Tcp {
+            return;
+        }
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 53), at(net.pod_there, 53));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        // Choose the payload so that the translated datagram sums up to nothing.
+        let mut frame = Frame::new(proto, client, frontend).payload(vec![0, 0]);
+        let plain = frame.with(client, backend).bytes();
+        let at = frame.l4() + 6;
+        frame.payload = plain[at..at + 2].to_vec();
+        assert_eq!(frame.with(client, backend).bytes()[at..at + 2], [0xff, 0xff]);
+        assert!(at > L3);
+        bench.expect_forwarded(Hook::FromPod, frame, client, backend);
     });
 }

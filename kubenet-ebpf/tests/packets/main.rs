@@ -1,9 +1,22 @@
 //! Packets in, packets out: the programs of the committed object run on single frames, and every byte of what
 //! comes out is compared with a frame built from scratch.
-#![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub
+)]
 #![cfg(target_os = "linux")]
 
 mod bench;
 mod frame;
+mod nets;
 
 mod flows;
+mod headers;
+mod lifetime;
+mod masquerade;
+mod pass;
+mod refuse;
+mod size;

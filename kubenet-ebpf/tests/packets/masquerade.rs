@@ -1,0 +1,145 @@
+//! Flows that are made to come from this node.
+
+use std::net::SocketAddr;
+
+use crate::{
+    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, REDIRECT, for_each_kind},
+    frame::{Flags, Frame, Proto},
+    nets::{Net, at},
+};
+
+/// Sends a first packet and returns the port that the node uses for it.
+#[track_caller]
+fn open(bench: &mut Bench, net: Net, hook: Hook, mut frame: Frame, backend: SocketAddr) -> u16 {
+    let outcome = bench.send(hook, &mut frame);
+    assert_eq!(outcome.action, REDIRECT);
+    let port = u16::from_be_bytes([outcome.bytes[frame.l4()], outcome.bytes[frame.l4() + 1]]);
+    assert_eq!(outcome.bytes, frame.forwarded(at(net.node, port), backend).bytes());
+    port
+}
+
+/// Opens, answers, goes on.
+fn round_trip(
+    bench: &mut Bench,
+    net: Net,
+    proto: Proto,
+    hooks: [Hook; 2],
+    client: SocketAddr,
+    to: [SocketAddr; 2],
+) {
+    let [frontend, backend] = to;
+    let port = open(bench, net, hooks[0], Frame::new(proto, client, frontend), backend);
+    assert!((20000..30000).contains(&port));
+    let source = at(net.node, port);
+    let answer = Frame::new(proto, backend, source).flags(Flags::SynAck);
+    bench.expect_forwarded(hooks[1], answer, frontend, client);
+    let more = Frame::new(proto, client, frontend).flags(Flags::Ack);
+    bench.expect_forwarded(hooks[0], more, source, backend);
+}
+
+#[test]
+fn outside_traffic_to_another_node_comes_from_this_one() {
+    for_each_kind(|bench, net, proto| {
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        let hooks = [Hook::FromExternal, Hook::FromExternal];
+        round_trip(bench, net, proto, hooks, at(net.outside, 40000), [frontend, backend]);
+        // Pods are not meant.
+        let client = at(net.pod, 40000);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+    });
+}
+
+#[test]
+fn pods_are_masqueraded_when_told_so() {
+    for_each_kind(|bench, net, proto| {
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, MASQ_PODS, &[id], &[id]);
+        let hooks = [Hook::FromPod, Hook::FromExternal];
+        round_trip(bench, net, proto, hooks, at(net.pod, 40000), [frontend, backend]);
+    });
+}
+
+#[test]
+fn a_backend_reaches_itself() {
+    for_each_kind(|bench, net, proto| {
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_here, 8080));
+        let id = bench.backend(backend, LOCAL);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        let hooks = [Hook::FromPod, Hook::FromPod];
+        round_trip(bench, net, proto, hooks, at(net.pod_here, 40000), [frontend, backend]);
+    });
+}
+
+#[test]
+fn no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
+    for_each_kind(|bench, net, proto| {
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        bench.configure(0, 20000..=20001);
+        let client = |port| Frame::new(proto, at(net.outside, port), frontend);
+        let first = open(bench, net, Hook::FromExternal, client(1), backend);
+        let second = open(bench, net, Hook::FromExternal, client(2), backend);
+        assert_ne!(first, second);
+        bench.expect_dropped(Hook::FromExternal, client(3), Metric::SnatExhausted);
+        assert_eq!(bench.entries(), 4);
+
+        match proto {
+            // Closed by a reset.
+            Proto::Tcp => {
+                let reset = Frame::new(proto, backend, at(net.node, first)).flags(Flags::Rst);
+                bench.expect_forwarded(Hook::FromExternal, reset, frontend, at(net.outside, 1));
+            }
+            // Silent for long.
+            Proto::Udp => bench.age(31),
+        }
+        let third = open(bench, net, Hook::FromExternal, client(3), backend);
+        assert!(proto == Proto::Udp || third == first);
+        assert_eq!(bench.entries(), 4);
+    });
+}
+
+#[test]
+fn one_port_of_a_client_on_the_way_to_one_backend_by_two_frontends() {
+    for_each_kind(|bench, net, proto| {
+        let (one, two, backend) = (at(net.vip, 80), at(net.vip, 81), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(one, proto, 0, &[id], &[id]);
+        bench.serve(two, proto, 0, &[id], &[id]);
+        let client = at(net.pod, 40000);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, one), client, backend);
+        let port = open(bench, net, Hook::FromPod, Frame::new(proto, client, two), backend);
+
+        let answer = |to| Frame::new(proto, backend, to).flags(Flags::Ack);
+        bench.expect_forwarded(Hook::FromExternal, answer(client), one, client);
+        bench.expect_forwarded(Hook::FromExternal, answer(at(net.node, port)), two, client);
+    });
+}
+
+#[test]
+fn a_second_frontend_takes_over_the_clients_port_when_the_first_flow_has_ended() {
+    for_each_kind(|bench, net, proto| {
+        let (one, two, backend) = (at(net.vip, 80), at(net.vip, 81), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(one, proto, 0, &[id], &[id]);
+        bench.serve(two, proto, 0, &[id], &[id]);
+        let client = at(net.pod, 40000);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, one), client, backend);
+        match proto {
+            Proto::Tcp => {
+                let fin = Frame::new(proto, client, one).flags(Flags::Fin);
+                bench.expect_forwarded(Hook::FromPod, fin, client, backend);
+                let fin = Frame::new(proto, backend, client).flags(Flags::Fin);
+                bench.expect_forwarded(Hook::FromExternal, fin, one, client);
+            }
+            Proto::Udp => bench.age(121),
+        }
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, two), client, backend);
+        let answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
+        bench.expect_forwarded(Hook::FromExternal, answer, two, client);
+        assert_eq!(bench.entries(), 2);
+    });
+}

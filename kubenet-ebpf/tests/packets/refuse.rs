@@ -1,0 +1,79 @@
+//! Frontends without backends.
+
+use crate::{
+    bench::{Bench, EXTERNAL_DROP, Hook, INTERNAL_DROP, Metric, for_each_kind},
+    frame::{Frame, Proto},
+    nets::{Net, at},
+};
+
+#[track_caller]
+fn expect_refused(bench: &mut Bench, hook: Hook, frame: Frame) {
+    let before = bench.metric(Metric::Rejected);
+    let answer = if frame.proto == Proto::Tcp { Frame::reset } else { Frame::port_unreachable };
+    bench.expect_answered(hook, frame, answer);
+    assert_eq!(bench.metric(Metric::Rejected), before + 1);
+}
+
+fn clients(net: Net) -> [(Hook, std::net::SocketAddr); 2] {
+    [(Hook::FromPod, at(net.pod, 40000)), (Hook::FromExternal, at(net.outside, 40000))]
+}
+
+#[test]
+fn the_client_is_told_at_once() {
+    for_each_kind(|bench, net, proto| {
+        bench.serve(at(net.vip, 80), proto, 0, &[], &[]);
+        for (hook, client) in clients(net) {
+            let frame = Frame::new(proto, client, at(net.vip, 80));
+            expect_refused(bench, hook, frame.clone());
+            // Of every length, also one that is shorter than the answer.
+            expect_refused(bench, hook, frame.clone().payload([]));
+            expect_refused(bench, hook, frame.clone().payload([1]));
+            expect_refused(bench, hook, frame.payload(vec![7; 1400]));
+        }
+        assert_eq!(bench.entries(), 0);
+    });
+}
+
+#[test]
+fn options_do_not_confuse_the_answer() {
+    for_each_kind(|bench, net, proto| {
+        bench.serve(at(net.vip, 80), proto, 0, &[], &[]);
+        let mut frame = Frame::new(proto, at(net.pod, 40000), at(net.vip, 80));
+        frame.tcp_options = vec![2, 4, 5, 180, 4, 2, 1, 3, 3, 7, 1, 0];
+        expect_refused(bench, Hook::FromPod, frame.clone());
+        if net.vip.is_ipv4() {
+            for len in [4, 12, 40] {
+                frame.ip_options = vec![1; len];
+                expect_refused(bench, Hook::FromPod, frame.clone());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_policy_that_drops_does_so_by_side() {
+    for_each_kind(|bench, net, proto| {
+        let [(pod_hook, pod), (outside_hook, outside)] = clients(net);
+        bench.serve(at(net.vip, 80), proto, INTERNAL_DROP, &[], &[]);
+        bench.serve(at(net.vip, 81), proto, EXTERNAL_DROP, &[], &[]);
+        let frame = |client, port| Frame::new(proto, client, at(net.vip, port));
+
+        bench.expect_dropped(pod_hook, frame(pod, 80), Metric::NoLocalBackend);
+        expect_refused(bench, outside_hook, frame(outside, 80));
+        expect_refused(bench, pod_hook, frame(pod, 81));
+        bench.expect_dropped(outside_hook, frame(outside, 81), Metric::NoLocalBackend);
+    });
+}
+
+#[test]
+fn a_packet_with_extension_headers_is_dropped_instead() {
+    for_each_kind(|bench, net, proto| {
+        if net.vip.is_ipv4() {
+            return;
+        }
+        bench.serve(at(net.vip, 80), proto, 0, &[], &[]);
+        let mut frame = Frame::new(proto, at(net.pod, 40000), at(net.vip, 80));
+        frame.extensions = true;
+        bench.expect_dropped(Hook::FromPod, frame, Metric::Malformed);
+    });
+}

@@ -1,0 +1,75 @@
+//! Packets that are too large for the way to the backend, and the size of the programs themselves.
+
+use crate::{
+    bench::{Hook, REDIRECT, for_each_kind, on_bench},
+    frame::{Flags, Frame, Proto},
+    nets::{V4, at},
+};
+
+#[test]
+fn the_sender_learns_the_mtu_in_its_own_terms() {
+    for_each_kind(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.narrow, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+
+        let headers = if net.vip.is_ipv4() { 20 } else { 40 } + if proto == Proto::Tcp { 20 } else { 8 };
+        let fits = Frame::new(proto, client, frontend).flags(Flags::Ack).payload(vec![1; 1300 - headers]);
+        bench.expect_forwarded(Hook::FromPod, fits.clone(), client, backend);
+        let exceeds = fits.payload(vec![1; 1301 - headers]);
+        bench.expect_answered(Hook::FromPod, exceeds, |frame| frame.icmp((3, 4), (2, 0), 1300));
+    });
+}
+
+#[test]
+fn packets_to_be_segmented_are_measured_by_their_segments() {
+    for_each_kind(|bench, net, proto| {
+        if proto == Proto::Udp {
+            return;
+        }
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.narrow, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+
+        let mut frame = Frame::new(proto, client, frontend).flags(Flags::Ack).payload(vec![1; 3000]);
+        frame.tcp_options = vec![1; 12];
+        frame.mac_to = bench.mac(Hook::FromPod);
+        let headers = if net.vip.is_ipv4() { 20 } else { 40 } + 32;
+        let outcome = bench.send_bytes(Hook::FromPod, &frame.bytes(), 1300 - headers);
+        assert_eq!((outcome.action, outcome.bytes), (REDIRECT, frame.forwarded(client, backend).bytes()));
+        let outcome = bench.send_bytes(Hook::FromPod, &frame.bytes(), 1301 - headers);
+        assert_eq!((outcome.action, outcome.bytes), (REDIRECT, frame.icmp((3, 4), (2, 0), 1300)));
+    });
+}
+
+#[test]
+fn the_programs_stay_far_below_the_verifiers_limit() {
+    on_bench(|bench| {
+        for name in ["kubenet_from_pod", "kubenet_from_external", "kubenet_to_device"] {
+            // Kernel 5.16 tells.
+            let Some(count) = bench.verified_instructions(name) else { continue };
+            println!("{name}: {count} instructions verified");
+            assert!(count < 100_000, "{name} has grown to {count} verified instructions of 1,000,000");
+        }
+    });
+}
+
+/// A way to see what a packet costs: run with `--ignored --nocapture` in a release build.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_a_known_flow() {
+    on_bench(|bench| {
+        bench.clear();
+        let (client, frontend, backend) = (at(V4.pod, 40000), at(V4.vip, 80), at(V4.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, Proto::Tcp, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(Proto::Tcp, client, frontend), client, backend);
+        let mut frame = Frame::new(Proto::Tcp, client, frontend).flags(Flags::Ack);
+        frame.mac_to = bench.mac(Hook::FromPod);
+        println!("known flow, one packet a run: {:?}", bench.cost(Hook::FromPod, &frame.bytes()));
+        frame.to = at(V4.outside, 443);
+        println!("not ours, one packet a run: {:?}", bench.cost(Hook::FromPod, &frame.bytes()));
+    });
+}
