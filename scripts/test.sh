@@ -38,10 +38,10 @@ cmp "$work/kubenet.bpf.o" kubenet-ebpf/src/kubenet.bpf.o ||
 	fail "kubenet-ebpf/src/kubenet.bpf.o was not built from kubenet-ebpf/bpf: run 'make bpf' and commit the object"
 
 step "Clippy"
-cargo clippy -q --workspace --all-targets --all-features -- -D warnings
+cargo clippy -q --keep-going --workspace --all-targets --all-features -- -D warnings
 
 step "Documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc -q --workspace --no-deps --all-features
+RUSTDOCFLAGS="-D warnings" cargo doc -q --keep-going --workspace --no-deps --all-features
 
 step "Portability: the core and the testkit's model without features"
 for crate in kubenet-core kubenet-testkit; do
@@ -64,7 +64,7 @@ step "Tests"
 shown=()
 # Without root many tests are skipped, and say why.
 [ "$(id -u)" = 0 ] || shown=(-- --show-output)
-cargo test -q --workspace --all-features "${shown[@]}"
+cargo test -q --no-fail-fast --workspace --all-features "${shown[@]}"
 
 step "Packages, each built from what it would publish"
 exclude=()
