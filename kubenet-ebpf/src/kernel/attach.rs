@@ -33,6 +33,9 @@ const SOCKET_PROGRAMS: [&str; 8] = [
     "kubenet_getpeername6",
 ];
 
+/// The verifier gives up with `EAGAIN` when a signal comes.
+const VERIFIER_RETRIES: u32 = 10;
+
 /// What an interface leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -98,12 +101,19 @@ impl Drop for Attachments {
 /// Loads the programs into the kernel, those for sockets only where they are used.
 pub(crate) fn load(ebpf: &mut Ebpf, sockets: bool) -> Result<(), DatapathError> {
     for (name, program) in ebpf.programs_mut() {
-        let result = match program {
+        let mut load = || match program {
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) if sockets => program.load(),
-            Program::CgroupSockAddr(_) => continue,
+            Program::CgroupSockAddr(_) => Ok(()),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
+        let mut result = load();
+        for _ in 0..VERIFIER_RETRIES {
+            if !matches!(&result, Err(e) if errno(e) == Some(Errno::EAGAIN)) {
+                break;
+            }
+            result = load();
+        }
         result.map_err(|e| {
             let kind = match errno(&e) {
                 Some(Errno::EPERM | Errno::EACCES) if verifier_is_silent(&e) => ErrorKind::Permission,

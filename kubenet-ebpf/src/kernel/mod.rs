@@ -310,13 +310,15 @@ fn load(sizes: &MapSizes, connect_refused: bool) -> Result<Ebpf, DatapathError> 
     /// Spares the routing look-up the search for a neighbour, which `bpf_redirect_neigh` does anyway.
     const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
     let have_set_retval = u32::from(connect_refused);
+    let have_coarse_clock = u32::from(probe::has_coarse_clock());
     let has_skip_neigh = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0));
     let fib_flags = if has_skip_neigh { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
     let mut loader = EbpfLoader::new();
     // The programs need no relocation against the kernel's types.
     loader.btf(None);
     loader.override_global("have_set_retval", &have_set_retval, true);
-    loader.override_global("fib_flags", &fib_flags, false);
+    loader.override_global("have_coarse_clock", &have_coarse_clock, true);
+    loader.override_global("fib_flags", &fib_flags, true);
     let names = sizes.service_names();
     for (map, size) in [
         ("services4", sizes.services),

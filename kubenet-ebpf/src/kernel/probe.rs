@@ -16,10 +16,9 @@ use crate::{
 const OPERATION: &str = "probe";
 
 /// Helpers without which nothing works, and where they came.
-const HELPERS: [(BpfHelper, &str); 3] = [
+const HELPERS: [(BpfHelper, &str); 2] = [
     (BpfHelper::BPF_FUNC_fib_lookup, "bpf_fib_lookup (kernel 4.18)"),
     (BpfHelper::BPF_FUNC_redirect_neigh, "bpf_redirect_neigh (kernel 5.10)"),
-    (BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "bpf_ktime_get_coarse_ns (kernel 5.11)"),
 ];
 
 pub(crate) fn probe() -> Result<Probe, DatapathError> {
@@ -52,6 +51,12 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
         tcx: SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
         connect_refused,
     })
+}
+
+/// Whether the programs have a clock that is cheap to read (kernel 5.11).
+pub(crate) fn has_coarse_clock() -> bool {
+    let helper = BpfHelper::BPF_FUNC_ktime_get_coarse_ns;
+    is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(false)
 }
 
 /// A trial program was refused, and not for what it asks for.

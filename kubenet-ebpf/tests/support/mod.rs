@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use futures::executor::block_on;
 use kubenet_core::{
     datapath::{ApplyReport, Datapath, ErrorKind},
@@ -163,4 +164,24 @@ pub fn node(lab: &Lab, family: IpFamily, port: u16) -> SocketAddr {
         IpFamily::V6 => node.v6().unwrap().into(),
     };
     SocketAddr::new(address, port)
+}
+
+/// Our programs at the interfaces of node-a, as far as the kernel has TCX and can tell.
+pub fn attached(lab: &Lab) -> Vec<String> {
+    let node = lab.node(Node::A);
+    let mut interfaces = node.pod_interfaces();
+    interfaces.push(node.external_interface().to_owned());
+    let list = move || {
+        let mut found = Vec::new();
+        for interface in interfaces {
+            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                let Ok((_, programs)) = SchedClassifier::query_tcx(&interface, direction) else { continue };
+                let names = programs.iter().filter_map(|p| p.name_as_str());
+                let ours = names.filter(|name| name.starts_with("kubenet_"));
+                found.extend(ours.map(|name| format!("{name} at {interface}, {direction:?}")));
+            }
+        }
+        found
+    };
+    node.netns().run(list).unwrap()
 }
