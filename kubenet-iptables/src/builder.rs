@@ -243,6 +243,10 @@ fn capabilities(found: &Found) -> Capabilities {
                   Service has another: that needs no chain per backend",
         },
         Limitation {
+            what: "ports of a cluster IP that are no Service ports",
+            why: "packets to them are routed on: there are rules for frontends only",
+        },
+        Limitation {
             what: "established flows after close",
             why: "the kernel translates them as long as some rule in the network namespace uses connection \
                   tracking; where ours are the only ones, removing them ends the translation. drain() counts \

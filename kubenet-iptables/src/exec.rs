@@ -3,7 +3,10 @@
 use std::{
     env, fmt,
     io::{self, Write as _},
-    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -226,6 +229,8 @@ fn run(mut command: Command, program: &Path, input: &str) -> Result<String, Exec
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // Not in the terminal's group: a Ctrl-C for the embedder does not end a transaction.
+        .process_group(0)
         .spawn()
         .map_err(|e| failed("started", e))?;
     let stdin = child.stdin.take();

@@ -4,7 +4,7 @@
 //! found. A route whose rules are not exactly what it needs is not served, and is left out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     num::NonZeroU16,
     sync::Arc,
 };
@@ -68,23 +68,31 @@ fn served(context: &Arc<Context>, family: IpFamily, saved: &Saved, candidate: Ro
     if wrong.is_empty() {
         return candidate.routes().cloned().collect();
     }
-    // A wrong chain breaks every route that may pass it. Of a dispatch chain single rules are looked at.
+    // A wrong chain breaks every route that may pass it. Of a dispatch chain the rules are looked at one by one;
+    // but one there that was not planned and is not about a single frontend may stop any packet.
+    let found: BTreeMap<&ChainKey, HashSet<&Rule>> = planner
+        .dispatch_keys()
+        .iter()
+        .filter_map(|key| {
+            let (found, planned) = (actual(key)?, planned.get_key_value(key)?);
+            let expected: HashSet<&Rule> = planned.1.iter().collect();
+            let stops = found.iter().any(|rule| rule.port.is_none() && !expected.contains(rule));
+            (!stops).then(|| (planned.0, found.iter().collect()))
+        })
+        .collect();
     candidate
         .routes()
         .filter(|route| {
-            let chains = planner.chains_of(route);
-            chains.iter().all(|key| !wrong.contains(key))
-                && planner.dispatch_of(&route.frontend).is_some_and(|(nat, filter)| {
-                    let holds = |key: &ChainKey, rules: &[Rule]| {
-                        rules.is_empty()
-                            || actual(key).is_some_and(|found| rules.iter().all(|r| found.contains(r)))
-                    };
-                    holds(&nat.0, nat.1) && holds(&filter.0, filter.1)
+            planner.chains_of(route).iter().all(|key| !wrong.contains(key))
+                && planner.dispatch_of(&route.frontend).iter().all(|(key, rules)| {
+                    found.get(key).is_some_and(|found| rules.iter().all(|rule| found.contains(rule)))
                 })
         })
         .cloned()
         .collect()
 }
+
+type Backends = Arc<[Backend]>;
 
 struct Decoder<'a> {
     context: &'a Context,
@@ -137,7 +145,7 @@ impl Decoder<'_> {
     }
 
     /// The internal and the external backends behind a chain: it picks itself, or decides by origin.
-    fn sets(&self, chain: &ChainName) -> Option<(Arc<[Backend]>, Arc<[Backend]>)> {
+    fn sets(&self, chain: &ChainName) -> Option<(Backends, Backends)> {
         let backends = self.backends(chain)?;
         if !backends.is_empty() {
             return Some((Arc::clone(&backends), backends));
@@ -159,7 +167,7 @@ impl Decoder<'_> {
         Some((internal.unwrap_or_default(), external.unwrap_or_default()))
     }
 
-    fn backends(&self, chain: &ChainName) -> Option<Arc<[Backend]>> {
+    fn backends(&self, chain: &ChainName) -> Option<Backends> {
         Some(self.rules(chain)?.iter().filter_map(|rule| record::parse_backend(&rule.comment)).collect())
     }
 }

@@ -87,7 +87,7 @@ fn section(text: &mut String, table: Table, family: IpFamily, changes: &ChainCha
     }
     let _ = writeln!(text, "*{}", table.as_str());
     // Declaring a chain makes it, or empties it.
-    for ((_, chain), _) in changes {
+    for (_, chain) in changes.keys() {
         let _ = writeln!(text, ":{chain} - [0:0]");
     }
     for ((_, chain), rules) in changes {

@@ -41,6 +41,7 @@ impl ChainName {
         Self(name.into())
     }
 
+    #[cfg(test)]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -113,16 +114,6 @@ pub(crate) enum Target {
     SetMark,
     ClearMark,
     Masquerade { random_fully: bool },
-}
-
-impl Target {
-    /// The chain that it leads to.
-    pub(crate) fn chain(&self) -> Option<&ChainName> {
-        match self {
-            Target::Jump(chain) | Target::Goto(chain) => Some(chain),
-            _ => None,
-        }
-    }
 }
 
 impl Rule {

@@ -21,7 +21,7 @@ use kubenet_core::{
         Frontend, FrontendKind, Masquerade, Revision, Route, RouteDelta, ServicePortName, Target, WhenEmpty,
     },
 };
-use kubenet_iptables::IptablesDatapath;
+use kubenet_iptables::{IptablesDatapath, Variant};
 use kubenet_testkit::lab::{Node, Place};
 
 const V4: IpFamily = IpFamily::V4;
@@ -102,10 +102,17 @@ fn a_stale_state_is_replaced_and_rules_of_others_are_not_touched() {
         let rules = world.rules();
         assert!(!rules.contains("AAAAAAAA"));
         let jumps = rules.lines().filter(|l| l.starts_with("-A PREROUTING") && l.ends_with("KUBE-SERVICES"));
-        assert_eq!(jumps.count(), 2, "one in each family: {rules}");
+        assert_eq!(jumps.count(), world.lab.families().len(), "{rules}");
         assert_eq!(world.ask("a1", cluster_ip(V4)).0, "b1");
 
-        // Somebody flushes a chain and removes a jump: seen, and repaired.
+        // Somebody flushes a chain or removes a jump: seen, and repaired.
+        let to_ports =
+            ["-t", "nat", "-d", &world.address(Node::A, V4).to_string(), "-m", "comment", "--comment"];
+        let to_ports = [&to_ports[..], &["kubernetes service nodeports", "-j", "KUBE-NODEPORTS"]].concat();
+        world.iptables(&[&["-D", "KUBE-SERVICES"][..], &to_ports].concat());
+        assert!(block_on(datapath.drift(&table)).unwrap().is_some_and(|d| d.upserts.len() == 2));
+        world.iptables(&[&["-A", "KUBE-SERVICES"][..], &to_ports].concat());
+        assert_eq!(block_on(datapath.drift(&table)).unwrap(), None);
         world.iptables(&["-t", "nat", "-F", "KUBE-NODEPORTS"]);
         assert!(block_on(datapath.drift(&table)).unwrap().is_some_and(|d| d.upserts.len() == 2));
         world.iptables(&["-t", "nat", "-F", "PREROUTING"]);
@@ -373,6 +380,45 @@ fn new_flows_never_fail_while_endpoints_change() {
         });
         block_on(datapath.close(Close::Remove)).unwrap();
     }
+}
+
+#[test]
+fn a_swap_between_the_variants_cuts_nothing() {
+    let Some(world) = world(Variant::Auto) else { return };
+    let table = world.table(1, world.service(&["a2", "b1"]));
+    let start = |variant| world.builder().variant(variant).build().unwrap();
+    let mut current = start(Variant::Legacy);
+    block_on(current.replace(Arc::clone(&table))).unwrap();
+    let node = world.address(Node::A, V4);
+    let outside = || (node, NODE_PORT).into();
+    let mut old = vec![
+        world.lab.connect("a1", cluster_ip(V4), SECOND).unwrap(),
+        world.lab.connect(Place::Outside, outside(), SECOND).unwrap(),
+    ];
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                world.ask("a1", cluster_ip(V4));
+                world.ask(Place::Outside, outside());
+            }
+        });
+        for variant in [Variant::Nft, Variant::Legacy].into_iter().cycle().take(6) {
+            let next = start(variant);
+            block_on(next.replace(Arc::clone(&table))).unwrap();
+            assert_eq!(block_on(current.drain()).unwrap().flows, 0, "the other variant tracks");
+            block_on(current.close(Close::Remove)).unwrap();
+            current = next;
+            for connection in &mut old {
+                connection.ask(SECOND).unwrap();
+            }
+            old.push(world.lab.connect(Place::Outside, outside(), SECOND).unwrap());
+        }
+        done.store(true, Ordering::Relaxed);
+        client.join().unwrap();
+    });
+    block_on(current.close(Close::Remove)).unwrap();
+    assert!(!world.rules().contains("KUBE"));
 }
 
 #[test]

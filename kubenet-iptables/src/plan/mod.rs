@@ -21,7 +21,7 @@ use kubenet_core::{
 pub(crate) use self::fixed::Jump;
 use crate::{
     names::{NameHash, Names},
-    rule::{ChainChanges, ChainKey, ChainName, Chains, Rule, Table},
+    rule::{ChainChanges, ChainKey, ChainName, Chains, Rule, Table, Target},
 };
 
 /// What all plans of a datapath share.
@@ -362,8 +362,6 @@ pub(crate) fn changes(old: &Chains, new: &Chains) -> ChainChanges {
     gone.chain(set.map(|(key, rules)| (key.clone(), Some(Arc::clone(rules))))).collect()
 }
 
-type ChainRules<'a> = (ChainKey, &'a [Rule]);
-
 impl Planner {
     /// The chains that flows to a route may pass, except those that dispatch.
     pub(crate) fn chains_of(&self, route: &Route) -> Vec<ChainKey> {
@@ -373,9 +371,6 @@ impl Planner {
             (Table::Nat, names.postrouting.clone()),
             (Table::Filter, names.forward.clone()),
         ];
-        if is_node_port(&route.frontend) {
-            chains.push((Table::Filter, names.external_services.clone()));
-        }
         if let Some(group) = self.groups.get(&group_key(route)) {
             chains.extend(group.chains.iter().map(|name| (Table::Nat, name.clone())));
             chains.extend(group.masquerades.iter().map(|m| (Table::Nat, names.masquerade(*m))));
@@ -383,14 +378,43 @@ impl Planner {
         chains
     }
 
-    /// The rules that dispatch to a frontend, in nat and in filter.
-    pub(crate) fn dispatch_of(&self, frontend: &Frontend) -> Option<(ChainRules<'_>, ChainRules<'_>)> {
+    /// The chains that dispatch.
+    pub(crate) fn dispatch_keys(&self) -> [ChainKey; 5] {
         let names = &self.context.names;
-        let chain = if is_node_port(frontend) { &names.node_ports } else { &names.services };
-        let rules = self.families.get(&frontend.family())?.dispatch.get(frontend)?;
-        Some((
-            ((Table::Nat, chain.clone()), rules.nat.as_slice()),
-            ((Table::Filter, chain.clone()), rules.filter.as_slice()),
-        ))
+        [
+            (Table::Nat, names.services.clone()),
+            (Table::Nat, names.node_ports.clone()),
+            (Table::Filter, names.services.clone()),
+            (Table::Filter, names.external_services.clone()),
+            (Table::Filter, names.node_ports.clone()),
+        ]
+    }
+
+    /// The rules that lead to a frontend's backends or answers, by chain.
+    pub(crate) fn dispatch_of(&self, frontend: &Frontend) -> Vec<(ChainKey, &[Rule])> {
+        let names = &self.context.names;
+        let rules = self.families.get(&frontend.family()).and_then(|family| family.dispatch.get(frontend));
+        let (nat, filter) = rules.map_or((&[][..], &[][..]), |rules| (&rules.nat, &rules.filter));
+        if !is_node_port(frontend) {
+            return vec![
+                ((Table::Nat, names.services.clone()), nat),
+                ((Table::Filter, names.services.clone()), filter),
+            ];
+        }
+        let mut all = vec![
+            ((Table::Nat, names.node_ports.clone()), nat),
+            ((Table::Filter, names.node_ports.clone()), filter),
+        ];
+        // The way to the node ports.
+        for (table, chain) in [(Table::Nat, &names.services), (Table::Filter, &names.external_services)] {
+            let key = (table, chain.clone());
+            let rules = self.chains(frontend.family()).and_then(|chains| chains.get(&key));
+            let rules = rules.map(|rules| &rules[..]).unwrap_or_default();
+            // They come last.
+            let ports = Target::Jump(names.node_ports.clone());
+            let first = rules.iter().position(|rule| rule.target.as_ref() == Some(&ports));
+            all.push((key, first.map_or(&[][..], |first| &rules[first..])));
+        }
+        all
     }
 }

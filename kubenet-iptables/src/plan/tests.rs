@@ -4,7 +4,7 @@ use kubenet_core::{
     model::{IpFamily, LocalDetector, Protocol},
     route::{
         Backend, BackendState, Frontend, FrontendKind, Masquerade, NodeRouting, Revision, Route, RouteDelta,
-        RouteTable, ServicePortName, Target, WhenEmpty,
+        RouteTable, ServicePortName, Target as RouteTarget, WhenEmpty,
     },
 };
 use proptest::{collection, prelude::*};
@@ -42,8 +42,8 @@ fn backend(address: &str, local: bool) -> Backend {
     Backend { address: address.parse().unwrap(), port: port(8080), local, state: BackendState::Ready }
 }
 
-fn target(backends: &[Backend], when_empty: WhenEmpty) -> Target {
-    Target { backends: backends.into(), when_empty }
+fn target(backends: &[Backend], when_empty: WhenEmpty) -> RouteTarget {
+    RouteTarget { backends: backends.into(), when_empty }
 }
 
 const NOT_PODS: Masquerade = Masquerade { pods: false, node: true, outside: true };
@@ -262,6 +262,15 @@ fn a_route_whose_rules_were_changed_is_not_read_back() {
         let left = read::table(&context(), &changed);
         assert_eq!(left.routes().map(|r| &*r.service_port.service).collect::<Vec<_>>(), ["b"]);
     }
+    let ports = (Table::Nat, context().names.services.clone());
+    for (first, served) in [(Rule::to(Target::Return), 0), (Rule::default().comment("counts"), 0)] {
+        let mut changed = whole.clone();
+        let chains = &mut changed.get_mut(&IpFamily::V4).unwrap().chains;
+        let rules = chains[&ports].as_ref().unwrap().iter().cloned();
+        let rules = std::iter::once(first).chain(rules).collect();
+        chains.insert(ports.clone(), Some(rules));
+        assert_eq!(read::table(&context(), &changed).len(), served, "a rule for all frontends was put first");
+    }
     let mut no_jumps = whole;
     no_jumps.get_mut(&IpFamily::V4).unwrap().jumps.clear();
     assert!(read::table(&context(), &no_jumps).is_empty());
@@ -378,12 +387,12 @@ proptest! {
     #[test]
     fn no_text_becomes_a_rule_or_an_option(comment in any::<String>()) {
         let mut line = String::new();
-        restore::write_rule(&mut line, &Rule::to(crate::rule::Target::Accept).comment(comment.clone()), IpFamily::V4);
+        restore::write_rule(&mut line, &Rule::to(Target::Accept).comment(comment.clone()), IpFamily::V4);
         prop_assert!(!line.contains(['\n', '\r', '\0']));
         let saved = Saved::parse(&format!("*nat\n-A KUBE-SERVICES{line}\n"), &context().names);
         let rules = saved.chains.values().next().unwrap().as_ref().unwrap();
         let plain = comment.replace(['\n', '\r', '\0'], " ");
-        prop_assert_eq!(&rules[..], &[Rule::to(crate::rule::Target::Accept).comment(plain)]);
+        prop_assert_eq!(&rules[..], &[Rule::to(Target::Accept).comment(plain)]);
     }
 }
 
