@@ -57,7 +57,7 @@ pub fn slice(i: u32, endpoints: u32, generation: u32) -> Result<EndpointSlice, I
 /// `services` Services of `endpoints` endpoints, declared but not resolved.
 ///
 /// # Errors
-/// Those of [`service`] and [`slice`].
+/// Those of [`service`] and [`slice()`].
 pub fn cluster(services: u32, endpoints: u32) -> Result<Cluster, InvalidObject> {
     let mut cluster = Cluster::new(node()?);
     for i in 0..services {

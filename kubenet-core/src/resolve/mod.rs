@@ -14,7 +14,7 @@
 //! | \[E6\] | No usable endpoint anywhere: reject. Some, but policy `Local` and none here: drop. |
 //! | \[F1\] | Frontend: each cluster IP. |
 //! | \[F4\] | Frontend: the node port, on the node's chosen addresses. |
-//! | \[F5\] | Two Services claim one frontend: the older keeps it, the other is reported ([`Cluster`](crate::cluster::Cluster)). |
+//! | \[F5\] | Two Services claim one frontend: the older keeps it, the other is reported ([`Cluster`]). |
 //! | \[S1\] to \[S5\] | Whose source address is replaced: see [`Masquerade`](crate::route::Masquerade). |
 //! | \[L1\] \[L2\] | A removed backend gets no new connections; TCP to it lives until it ends, UDP flows to it are cut. |
 //!

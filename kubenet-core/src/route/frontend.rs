@@ -23,7 +23,7 @@ pub struct Frontend {
 pub enum FrontendAddress {
     /// One address: a cluster IP, an external IP or a load balancer's.
     Ip(IpAddr),
-    /// Any of the node's chosen addresses of a family: [`NodeRouting::node_port_addresses`].
+    /// Any of the node's chosen addresses of a family: [`NodeRouting::node_port_addresses`](super::NodeRouting::node_port_addresses).
     NodePort(IpFamily),
 }
 

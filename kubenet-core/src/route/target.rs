@@ -57,7 +57,7 @@ pub enum WhenEmpty {
 /// Where a flow comes from, seen from this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
-    /// A pod of this cluster, as the [`LocalDetector`] says.
+    /// A pod of this cluster, as the [`LocalDetector`](crate::model::LocalDetector) says.
     Pod,
     /// This node's own network namespace.
     Node,
@@ -66,7 +66,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Whether the flow uses [`Route::internal`].
+    /// Whether the flow uses [`Route::internal`](super::Route::internal).
     pub const fn is_internal(self) -> bool {
         !matches!(self, Origin::Outside)
     }
