@@ -18,6 +18,11 @@ pub struct Capabilities {
     /// A flow that is to be masqueraded keeps its source address all the same when the backend is on this
     /// node (unless client and backend are one). kube-proxy masquerades it.
     pub local_backends_see_client: bool,
+    /// A connected UDP socket of this node itself follows the backends: it moves when its backend goes, and is
+    /// served when one appears ([L2]). Pods and clients outside always do.
+    ///
+    /// [L2]: crate::resolve
+    pub node_udp_follows: bool,
     /// Whether [`Datapath::counters`](super::Datapath::counters) answers.
     pub counters: bool,
     /// Whether [`Close::Keep`](super::Close::Keep) leaves the kernel forwarding.
@@ -43,6 +48,7 @@ impl Capabilities {
             families: IpFamily::ALL.into(),
             frontends: [FrontendKind::ClusterIp, FrontendKind::NodePort].into(),
             local_backends_see_client: false,
+            node_udp_follows: true,
             counters: false,
             keep_on_close: false,
             limitations: Vec::new(),
