@@ -64,7 +64,12 @@ impl From<&Found> for Probe {
 
 impl Default for IptablesBuilder {
     fn default() -> Self {
-        let programs = Settings { directory: None, lock_wait: Duration::from_secs(5), lock_file: None };
+        let programs = Settings {
+            directory: None,
+            lock_wait: Duration::from_secs(5),
+            lock_file: None,
+            time_limit: Duration::from_secs(300),
+        };
         Self(Config {
             variant: Variant::Auto,
             prefix: "KUBE".to_owned(),
@@ -114,6 +119,14 @@ impl IptablesBuilder {
         self
     }
 
+    /// How long a program may take, beside its wait for the lock, before it is killed and the update fails; 5
+    /// minutes when not set.
+    #[must_use]
+    pub fn time_limit(mut self, time_limit: Duration) -> Self {
+        self.0.programs.time_limit = time_limit;
+        self
+    }
+
     /// The directory of the iptables programs; those of `PATH` and the usual `sbin`s when not set.
     #[must_use]
     pub fn program_directory(mut self, path: impl Into<PathBuf>) -> Self {
@@ -147,6 +160,9 @@ impl IptablesBuilder {
         }
         if self.0.programs.lock_wait > Duration::from_secs(3600) {
             return bad("lock_wait: must be at most an hour".into());
+        }
+        if self.0.programs.time_limit.is_zero() {
+            return bad("time_limit: must be above zero".into());
         }
         Ok(())
     }
@@ -239,8 +255,8 @@ fn capabilities(found: &Found) -> Capabilities {
         Limitation { what: "SCTP", why: "routes of this protocol are reported as unsupported" },
         Limitation {
             what: "backends that dial their own Service",
-            why: "a backend that is not known to be on this node is not picked for its own flows while its \
-                  Service has another: that needs no chain per backend",
+            why: "a backend that is not known to be on this node is left out for its own flows, unless it is \
+                  the last of its Service: that needs no chain per backend",
         },
         Limitation {
             what: "ports of a cluster IP that are no Service ports",

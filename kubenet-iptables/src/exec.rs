@@ -2,13 +2,14 @@
 
 use std::{
     env, fmt,
-    io::{self, Write as _},
+    io::{self, Read, Write as _},
     os::unix::{
         fs::PermissionsExt as _,
         process::{CommandExt as _, ExitStatusExt as _},
     },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -97,9 +98,15 @@ pub(crate) struct Settings {
     pub(crate) lock_wait: Duration,
     /// The lock's file where it is not the usual one.
     pub(crate) lock_file: Option<PathBuf>,
+    /// How long they may take, not counting the wait for the lock.
+    pub(crate) time_limit: Duration,
 }
 
 impl Settings {
+    fn limit(&self) -> Duration {
+        self.time_limit.saturating_add(self.lock_wait)
+    }
+
     fn directories(&self) -> Vec<PathBuf> {
         if let Some(directory) = &self.directory {
             return vec![directory.clone()];
@@ -178,7 +185,7 @@ impl Tools {
         if seconds > 0 {
             command.arg(format!("--wait={seconds}"));
         }
-        run(command, &self.restore, input).map(drop)
+        run(command, &self.restore, input, self.settings.limit()).map(drop)
     }
 
     /// What the kernel holds, as text.
@@ -187,7 +194,7 @@ impl Tools {
         for table in crate::rule::Table::ALL {
             let mut command = self.command(&self.save);
             command.args(["-t", table.as_str()]);
-            text.push_str(&run(command, &self.save, "")?);
+            text.push_str(&run(command, &self.save, "", self.settings.limit())?);
         }
         if text.lines().any(|l| l.starts_with("# Table") && l.contains("is incompatible")) {
             let message = format!(
@@ -204,7 +211,7 @@ impl Tools {
     pub(crate) fn save_table(&self, table: &str) -> Result<String, ExecError> {
         let mut command = self.command(&self.save);
         command.args(["-t", table]);
-        run(command, &self.save, "")
+        run(command, &self.save, "", self.settings.limit())
     }
 
     fn command(&self, program: &Path) -> Command {
@@ -216,7 +223,7 @@ impl Tools {
     }
 }
 
-fn run(mut command: Command, program: &Path, input: &str) -> Result<String, ExecError> {
+fn run(mut command: Command, program: &Path, input: &str, limit: Duration) -> Result<String, ExecError> {
     let failed = |what: &str, error: io::Error| {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => ErrorKind::Unsupported,
@@ -233,18 +240,46 @@ fn run(mut command: Command, program: &Path, input: &str) -> Result<String, Exec
         .process_group(0)
         .spawn()
         .map_err(|e| failed("started", e))?;
-    let stdin = child.stdin.take();
-    let output = thread::scope(|scope| {
+    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (tell, ended) = mpsc::channel();
+    let mut in_time = true;
+    let (stdout, stderr) = thread::scope(|scope| {
         // On a thread of its own: the child may write before it has read everything. It may also end early;
         // its exit status then says why.
-        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-        child.wait_with_output()
+        scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes())));
+        let stdout = scope.spawn(move || {
+            let text = read_all(stdout);
+            // Its output ends when the program does.
+            let _ = tell.send(());
+            text
+        });
+        let stderr = scope.spawn(move || read_all(stderr));
+        if ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            in_time = false;
+            // Not waited for yet, so this cannot hit another process.
+            let _ = child.kill();
+        }
+        (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default())
     });
-    let output = output.map_err(|e| failed("waited for", e))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    let status = child.wait().map_err(|e| failed("waited for", e))?;
+    if !in_time {
+        let message = format!(
+            "{} did not end within {limit:?} and was killed; see IptablesDatapath::builder().time_limit(..)",
+            program.display()
+        );
+        return Err(ExecError::new(ErrorKind::Unavailable, message));
     }
-    Err(classify(program, output.status, &String::from_utf8_lossy(&output.stderr), input))
+    if status.success() {
+        return Ok(stdout);
+    }
+    Err(classify(program, status, &stderr, input))
+}
+
+fn read_all(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    // What was read before an error is still worth showing.
+    let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// What a failure means.

@@ -78,11 +78,18 @@ pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
             Err(failure) => failures.push((*family, failure)),
         }
     }
-    let must_have_all = config.families.is_some();
-    if let Some((family, failure)) = failures.pop()
-        && (must_have_all || tools.is_empty())
-    {
-        return Err(error(failure.kind, format!("{family} is not available: {failure}")));
+    // A family that the machine does not have is left out, unless it was asked for. One that may work later is
+    // not given up silently.
+    let needed = |kind| {
+        config.families.is_some()
+            || tools.is_empty()
+            || matches!(kind, ErrorKind::Permission | ErrorKind::Unavailable)
+    };
+    for (family, failure) in failures {
+        if needed(failure.kind) {
+            return Err(error(failure.kind, format!("{family} is not available: {failure}")));
+        }
+        tracing::info!(%family, reason = %failure, "address family left out");
     }
     let other = wanted.iter().filter_map(|f| config.programs.tools(backend.other(), *f).ok()).collect();
     Ok(Found { backend, tools, other, random_fully, conntrack: tracking })

@@ -205,6 +205,29 @@ fn a_lock_that_is_held_is_waited_for_and_then_reported() {
 }
 
 #[test]
+fn a_program_that_hangs_is_killed_and_the_last_good_rules_stay() {
+    let Some(world) = world(Variant::Nft) else { return };
+    let programs = Programs::new(world.word());
+    let limit = Duration::from_secs(2);
+    let datapath = world.builder().program_directory(programs.path()).time_limit(limit);
+    let datapath = datapath.lock_wait(Duration::ZERO).build().unwrap();
+    let table = world.table(1, world.service(&["b1"]));
+    block_on(datapath.replace(Arc::clone(&table))).unwrap();
+    let before = world.rules();
+    let next = world.table(2, world.service(&["a2"]));
+    let delta = Arc::new(table.diff(&next));
+    programs.fail("iptables-restore", "exec sleep 60");
+    let error = block_on(datapath.apply(Arc::clone(&delta))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains("time_limit"), "{error}");
+    assert_eq!(world.rules(), before);
+    programs.heal();
+    block_on(datapath.apply(delta)).unwrap();
+    assert_eq!(block_on(datapath.read()).unwrap(), *next);
+    block_on(datapath.close(Close::Remove)).unwrap();
+}
+
+#[test]
 fn closing_carries_on_after_a_failure_and_can_be_repeated() {
     for variant in VARIANTS {
         let Some((world, programs, datapath, _)) = serving(variant) else { return };

@@ -10,8 +10,9 @@
 //! is picked. Rules pick and translate in one step, so that takes a chain per backend, which is what makes
 //! large updates on the nf_tables variant slow. Only backends on this node get one: a flow of a backend to
 //! itself passes the node that it is on. One that is not known to be here (no node name, or a pod of another
-//! node that dials our node port) is not picked for its own flows while there is another, which needs one
-//! match and no chain; where it is the only one, a plain rule marks the flow. Both variants do the same.
+//! node that dials our node port) is left out for its own flows, which needs one match and no chain, unless it
+//! is the last of the list: that one is picked without a choice, so a plain rule can mark its own flows before.
+//! Both variants do the same.
 //! (Comparing source with destination after translation needs `xt_bpf`, which not every kernel has, or a rule
 //! per backend that every new flow of any kind would walk.)
 
