@@ -9,12 +9,12 @@ use std::{
 
 use kubenet_core::{
     model::Protocol::{Tcp, Udp},
-    route::FrontendKind::{ClusterIp, NodePort},
+    route::FrontendKind::{self, ClusterIp, NodePort},
 };
 
 use super::{Case, TCP, UDP};
 use crate::conformance::{
-    bench::{ANSWER, Bench, Open, Step, answered, check, eventually, fail},
+    bench::{ANSWER, Bench, Open, Step, Stop, answered, check, eventually, fail},
     fixture::{Svc, TERMINATING, UNREADY},
     world::Got,
 };
@@ -32,7 +32,9 @@ pub(super) const CASES: &[Case] = &[
     Case::new("udp_flow_from_the_node_to_a_removed_backend_chooses_again", UDP, udp_removed_backend_node),
     Case::new("udp_flow_from_outside_to_a_removed_backend_chooses_again", UDP, udp_removed_backend_outside),
     Case::new("udp_flow_is_served_when_endpoints_appear", UDP, udp_from_none),
+    Case::new("udp_flow_from_the_node_is_served_when_endpoints_appear", UDP, udp_from_none_node),
     Case::new("udp_flow_is_refused_when_endpoints_are_gone", UDP, udp_to_none),
+    Case::new("udp_flow_from_the_node_is_refused_when_endpoints_are_gone", UDP, udp_to_none_node),
     Case::new("every_backend_gets_some_tcp_connections", TCP, distribution_tcp),
     Case::new("every_backend_gets_some_udp_flows", UDP, distribution_udp),
 ];
@@ -146,7 +148,7 @@ fn under_load(bench: &mut Bench<'_>) -> Step {
             scope.spawn(move || -> Step<usize> {
                 let mut answers = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    answered(world.ask(from, *to, Tcp, ANSWER), &all)?;
+                    answered(world.ask(from, *to, Tcp, ANSWER), &all).map_err(|stop| stop.at(from))?;
                     answers += 1;
                     // Some hundred connections a second are plenty, and leave the machine to the updates.
                     thread::sleep(Duration::from_millis(3));
@@ -188,6 +190,7 @@ fn udp_removed_backend(bench: &mut Bench<'_>) -> Step {
 }
 
 fn udp_removed_backend_node(bench: &mut Bench<'_>) -> Step {
+    node_udp_follows(bench)?;
     udp_chooses_again(bench, "node-a", ClusterIp)
 }
 
@@ -195,7 +198,7 @@ fn udp_removed_backend_outside(bench: &mut Bench<'_>) -> Step {
     udp_chooses_again(bench, "outside", NodePort)
 }
 
-fn udp_chooses_again(bench: &mut Bench<'_>, from: &str, kind: kubenet_core::route::FrontendKind) -> Step {
+fn udp_chooses_again(bench: &mut Bench<'_>, from: &str, kind: FrontendKind) -> Step {
     let svc = bench.service();
     for (gone, left) in [("a1", "b1"), ("b1", "a2")] {
         bench.program(&[svc.on(&[gone])])?;
@@ -210,9 +213,33 @@ fn udp_chooses_again(bench: &mut Bench<'_>, from: &str, kind: kubenet_core::rout
     Ok(())
 }
 
+/// A case for connected sockets of the node itself.
+fn node_udp_follows(bench: &mut Bench<'_>) -> Step {
+    if bench.datapath()?.capabilities().node_udp_follows {
+        return Ok(());
+    }
+    Err(Stop::NotSupported("connected UDP sockets of the node stay where they are (node_udp_follows)".into()))
+}
+
+/// Clients that are not the node itself.
+const OTHERS: &[Client] = &[("client-a", ClusterIp), ("outside", NodePort)];
+const NODE: &[Client] = &[("node-a", ClusterIp)];
+
+/// Who asks, and what it dials.
+type Client = (&'static str, FrontendKind);
+
 fn udp_from_none(bench: &mut Bench<'_>) -> Step {
+    served_when_endpoints_appear(bench, OTHERS)
+}
+
+fn udp_from_none_node(bench: &mut Bench<'_>) -> Step {
+    node_udp_follows(bench)?;
+    served_when_endpoints_appear(bench, NODE)
+}
+
+fn served_when_endpoints_appear(bench: &mut Bench<'_>, clients: &[Client]) -> Step {
     let svc = bench.service();
-    for (from, kind) in [("client-a", ClusterIp), ("node-a", ClusterIp), ("outside", NodePort)] {
+    for &(from, kind) in clients {
         bench.program(std::slice::from_ref(&svc))?;
         let mut socket = bench.udp_socket((from, &svc, kind, Udp))?;
         let first = socket.ask(ANSWER);
@@ -225,8 +252,17 @@ fn udp_from_none(bench: &mut Bench<'_>) -> Step {
 }
 
 fn udp_to_none(bench: &mut Bench<'_>) -> Step {
+    refused_when_endpoints_are_gone(bench, OTHERS)
+}
+
+fn udp_to_none_node(bench: &mut Bench<'_>) -> Step {
+    node_udp_follows(bench)?;
+    refused_when_endpoints_are_gone(bench, NODE)
+}
+
+fn refused_when_endpoints_are_gone(bench: &mut Bench<'_>, clients: &[Client]) -> Step {
     let svc = bench.service();
-    for (from, kind) in [("client-a", ClusterIp), ("node-a", ClusterIp), ("outside", NodePort)] {
+    for &(from, kind) in clients {
         bench.program(&[svc.on(&["b1"])])?;
         let mut flow = bench.open((from, &svc, kind, Udp), &["b1"])?;
         bench.update(&[svc.clone().and("b1", UNREADY)])?;
