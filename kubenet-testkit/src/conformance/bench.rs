@@ -1,6 +1,7 @@
 //! What the cases over time have at hand: a datapath, its table, and clients.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,6 +27,16 @@ pub(super) const DROPPED: Duration = Duration::from_millis(300);
 pub(super) enum Stop {
     Failed(String),
     NotSupported(String),
+}
+
+impl Stop {
+    /// The same with where it happened.
+    pub(super) fn at(self, place: impl fmt::Display) -> Self {
+        match self {
+            Stop::Failed(why) => Stop::Failed(format!("{place}: {why}")),
+            other => other,
+        }
+    }
 }
 
 impl From<String> for Stop {
@@ -149,19 +160,21 @@ impl<'w> Bench<'w> {
 
     /// A new connection must be answered by one of these.
     pub(super) fn served(&self, way: Way<'_>, by: &[&str]) -> Step<String> {
-        answered(self.ask(way), by)
+        answered(self.ask(way), by).map_err(|stop| stop.at(describe(way)))
     }
 
     /// A new connection must be refused at once.
     pub(super) fn refused(&self, way: Way<'_>) -> Step {
         let got = self.ask(way);
-        check(got == Got::Refused, || format!("expected refused, got {got}"))
+        check(got == Got::Refused, || format!("{}: expected refused, got {got}", describe(way)))
     }
 
     /// A new connection must not be answered, however that shows.
     pub(super) fn not_served(&self, way: Way<'_>) -> Step {
         let got = self.ask_within(way, DROPPED);
-        check(!matches!(got, Got::Answer { .. }), || format!("expected no answer, got {got}"))
+        check(!matches!(got, Got::Answer { .. }), || {
+            format!("{}: expected no answer, got {got}", describe(way))
+        })
     }
 
     /// None of these may be answered. Asked all at once: silence takes its time.
@@ -176,8 +189,8 @@ impl<'w> Bench<'w> {
             };
             let asked: Vec<_> = ways.iter().map(|&way| ask(way)).collect();
             asked.into_iter().try_for_each(|thread| match thread.join() {
-                Ok(((from, _, kind, protocol), got)) => check(!matches!(got, Got::Answer { .. }), || {
-                    format!("{protocol} from {from} to {kind:?}: expected no answer, got {got}")
+                Ok((way, got)) => check(!matches!(got, Got::Answer { .. }), || {
+                    format!("{}: expected no answer, got {got}", describe(way))
                 }),
                 Err(_) => fail("a client panicked"),
             })
@@ -185,12 +198,13 @@ impl<'w> Bench<'w> {
     }
 
     /// Opens a connection that lives on, and asks it once.
-    pub(super) fn open(&self, (from, svc, kind, protocol): Way<'_>, by: &[&str]) -> Step<Open> {
-        let to = svc.dial(kind, self.family);
-        let opened = self.world.open(&place(from), to, protocol, ANSWER);
-        let mut live = opened.or_else(|got| fail(format!("expected a connection to {to}, got {got}")))?;
-        let backend = answered(live.ask(ANSWER), by)?;
-        Ok(Open { live, backend, from: from.to_owned() })
+    pub(super) fn open(&self, way: Way<'_>, by: &[&str]) -> Step<Open> {
+        let (from, svc, kind, protocol) = way;
+        let opened = self.world.open(&place(from), svc.dial(kind, self.family), protocol, ANSWER);
+        let mut live =
+            opened.or_else(|got| fail(format!("{}: expected a connection, got {got}", describe(way))))?;
+        let backend = answered(live.ask(ANSWER), by).map_err(|stop| stop.at(describe(way)))?;
+        Ok(Open { live, backend, way: describe(way) })
     }
 
     /// A UDP socket that has not asked yet.
@@ -204,11 +218,15 @@ impl<'w> Bench<'w> {
 /// Client, Service, kind of frontend, protocol.
 pub(super) type Way<'a> = (&'a str, &'a Svc, FrontendKind, Protocol);
 
+fn describe((from, _, kind, protocol): Way<'_>) -> String {
+    format!("{protocol} from {from} to {kind:?}")
+}
+
 /// An established connection, or a UDP flow.
 pub(super) struct Open {
     live: Box<dyn Live>,
     pub(super) backend: String,
-    from: String,
+    way: String,
 }
 
 impl Open {
@@ -220,9 +238,7 @@ impl Open {
     pub(super) fn lives(&mut self) -> Step {
         match self.ask() {
             Got::Answer { backend, .. } if backend == self.backend => Ok(()),
-            got => {
-                fail(format!("the connection from {} to {} should live, got {got}", self.from, self.backend))
-            }
+            got => fail(format!("{}: the connection to {} should live, got {got}", self.way, self.backend)),
         }
     }
 }

@@ -269,14 +269,14 @@ impl Job<'_> {
         if let Some(failed) = failed.iter().find(|failed| failed.frontend == frontend) {
             return Outcome::Failed(format!("the route was not programmed: {}", failed.error));
         }
-        for (kind, from, expect) in self.case.rows {
-            if *kind == self.kind
-                && let Err(why) = self.row(world, capabilities, &place(from), expect)
-            {
-                return Outcome::Failed(format!("from {from}: {why}"));
-            }
-        }
-        Outcome::Passed
+        let wrong: Vec<String> = (self.case.rows.iter())
+            .filter(|(kind, ..)| *kind == self.kind)
+            .filter_map(|(_, from, expect)| {
+                let why = self.row(world, capabilities, &place(from), expect).err()?;
+                Some(format!("from {from}: {why}"))
+            })
+            .collect();
+        if wrong.is_empty() { Outcome::Passed } else { Outcome::Failed(wrong.join("; ")) }
     }
 
     fn row(

@@ -43,25 +43,18 @@ fn from_none_and_back(bench: &mut Bench<'_>) -> Step {
     bench.program(std::slice::from_ref(&svc))?;
     for round in ["at first", "after some"] {
         for (from, kind) in ways {
-            bench.refused((from, &svc, kind, Tcp)).map_err(|e| at(round, e))?;
+            bench.refused((from, &svc, kind, Tcp)).map_err(|stop| stop.at(round))?;
         }
         bench.update(&[svc.on(&["a1", "b1"])])?;
         for (from, kind) in ways {
-            bench.served((from, &svc, kind, Tcp), &["a1", "b1"]).map_err(|e| at(round, e))?;
+            bench.served((from, &svc, kind, Tcp), &["a1", "b1"]).map_err(|stop| stop.at(round))?;
         }
         bench.update(std::slice::from_ref(&svc))?;
     }
     for (from, kind) in ways {
-        bench.refused((from, &svc, kind, Tcp)).map_err(|e| at("at last", e))?;
+        bench.refused((from, &svc, kind, Tcp)).map_err(|stop| stop.at("at last"))?;
     }
     Ok(())
-}
-
-fn at(when: &str, stop: Stop) -> Stop {
-    match stop {
-        Stop::Failed(why) => Stop::Failed(format!("{when}: {why}")),
-        other => other,
-    }
 }
 
 fn changed_port(bench: &mut Bench<'_>) -> Step {
