@@ -79,6 +79,20 @@ impl MapSizes {
     }
 }
 
+/// How programs hang at interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AttachMode {
+    /// By TCX links where the kernel has them (6.6), else by filters.
+    #[default]
+    Auto,
+    /// By TCX links. They run before all filters, and behind the TCX programs that hang there already.
+    Tcx,
+    /// By filters of a `clsact` queueing discipline: beside programs of others that expect a place in the
+    /// order of filters. The queueing discipline is made where it is missing, and stays.
+    Clsact,
+}
+
 /// Describes an [`EbpfDatapath`]. Nothing is touched before [`EbpfBuilder::build`].
 #[derive(Clone, Debug)]
 pub struct EbpfBuilder {
@@ -87,6 +101,7 @@ pub struct EbpfBuilder {
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) sizes: MapSizes,
     pub(crate) snat_ports: RangeInclusive<u16>,
+    pub(crate) attach_mode: AttachMode,
 }
 
 impl Default for EbpfBuilder {
@@ -99,6 +114,7 @@ impl Default for EbpfBuilder {
             // Below the node ports (30000 to 32767), net.ipv4.ip_local_port_range (32768 to 60999) and what
             // kubenet-iptables masquerades with.
             snat_ports: 1024..=29_999,
+            attach_mode: AttachMode::Auto,
         }
     }
 }
@@ -143,6 +159,13 @@ impl EbpfBuilder {
     #[must_use]
     pub fn snat_ports(mut self, ports: RangeInclusive<u16>) -> Self {
         self.snat_ports = ports;
+        self
+    }
+
+    /// Chooses how programs hang at interfaces.
+    #[must_use]
+    pub fn attach_mode(mut self, mode: AttachMode) -> Self {
+        self.attach_mode = mode;
         self
     }
 

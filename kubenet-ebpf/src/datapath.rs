@@ -108,6 +108,7 @@ fn closed(operation: &'static str) -> DatapathError {
 fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.local_backends_see_client = true;
+    capabilities.node_udp_follows = false;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
     add(
         "UDP flows at a swap",
@@ -134,7 +135,8 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     } else {
         add(
             "connected UDP sockets of this node",
-            "they stay with the backend that they had when they connected, also when it is gone",
+            "their address is translated once, when they connect: they stay with that backend, also when it is \
+             gone, and connecting fails while there is none; sockets that are not connected choose again",
         );
     }
     if builder.external_interfaces.is_empty() {

@@ -61,7 +61,7 @@ use kernel as engine;
 #[cfg(not(target_os = "linux"))]
 use unsupported as engine;
 
-pub use builder::{EbpfBuilder, MapSizes};
+pub use builder::{AttachMode, EbpfBuilder, MapSizes};
 pub use datapath::EbpfDatapath;
 pub use metrics::{Metric, Metrics};
 pub use probe::{Probe, probe};

@@ -5,6 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use futures::{FutureExt, StreamExt, executor::block_on};
 use kubenet_core::{
     datapath::{Close, Datapath, DatapathEvent, DatapathExt, ErrorKind},
@@ -226,4 +227,27 @@ fn a_setting_that_does_not_fit_the_machine_is_named() {
     let (k, message) = kind(builder(&lab).cgroup("/proc"));
     assert_eq!(k, ErrorKind::InvalidInput);
     assert!(message.starts_with("cgroup: /proc: must be"), "{message}");
+}
+
+#[test]
+fn a_newer_instance_stands_behind_an_older_one_that_drains() {
+    let Some(lab) = lab(config()) else { return };
+    if !probe().unwrap().tcx {
+        return skip("the kernel cannot say what is attached: it has no TCX");
+    }
+    let ids = || {
+        let interface = lab.node(Node::A).external_interface();
+        let list = move || SchedClassifier::query_tcx(interface, TcAttachType::Ingress).unwrap().1;
+        let programs = lab.node(Node::A).netns().run(list).unwrap();
+        programs.iter().map(|p| p.id()).collect::<Vec<u32>>()
+    };
+    let old = datapath(&lab);
+    replace(&old, &table(&lab, 1, []));
+    let [first] = ids()[..] else { panic!("{:?}", ids()) };
+    let new = datapath(&lab);
+    replace(&new, &table(&lab, 1, []));
+    let [a, b] = ids()[..] else { panic!("{:?}", ids()) };
+    assert!(a == first && b != first);
+    drop(old);
+    assert_eq!(ids(), [b]);
 }

@@ -19,7 +19,7 @@ use kubenet_core::{
     model::IpFamily,
     route::{Route, WhenEmpty},
 };
-use kubenet_ebpf::Metric;
+use kubenet_ebpf::{AttachMode, Metric};
 use kubenet_testkit::lab::{Lab, LabConfig, Node, Place, RequestError, Server};
 use support::*;
 
@@ -369,7 +369,23 @@ fn a_draining_datapath_serves_what_it_has_and_takes_nothing_new() {
 
 #[test]
 fn one_instance_takes_over_from_another_under_load() {
+    take_over(AttachMode::Auto);
+}
+
+#[test]
+fn filters_serve_and_hand_over_as_links_do() {
+    take_over(AttachMode::Clsact);
+}
+
+fn take_over(mode: AttachMode) {
     let Some((lab, _servers)) = start() else { return };
+    let datapath = |lab: &Lab| {
+        let datapath = builder(lab).attach_mode(mode).build().unwrap();
+        for interface in lab.node(Node::A).pod_interfaces() {
+            block_on(datapath.attach_pod(&interface)).unwrap();
+        }
+        datapath
+    };
     let family = IpFamily::V4;
     let routes = || {
         let mut routes = on_cluster_ip(&lab, family, 1, &["here", "there"]);

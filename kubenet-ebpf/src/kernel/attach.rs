@@ -33,6 +33,9 @@ const SOCKET_PROGRAMS: [&str; 8] = [
     "kubenet_getpeername6",
 ];
 
+/// Of filters, where there is no TCX: the one that the kernel gives to the first filter by itself.
+const FILTER_PRIORITY: u16 = 0xc000;
+
 /// The verifier gives up with `EAGAIN` when a signal comes.
 const VERIFIER_RETRIES: u32 = 10;
 
@@ -311,7 +314,9 @@ impl Attachments {
                 Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(Errno::EEXIST as i32) => {}
                 other => other?,
             }
-            TcAttachOptions::Netlink(NlOptions::default())
+            // Filters of one priority run in the order in which they came; without a priority, the latest
+            // would run first.
+            TcAttachOptions::Netlink(NlOptions { priority: FILTER_PRIORITY, ..NlOptions::default() })
         };
         let program = classifier(ebpf, program)?;
         let id = program.attach_with_options(interface, direction, options)?;

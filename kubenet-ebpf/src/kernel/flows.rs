@@ -26,7 +26,8 @@ mod idle {
 /// The clock of `last_seen`.
 pub(crate) fn clock() -> io::Result<u32> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
-    Ok((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64 >> CLOCK_SHIFT) as u32)
+    let nanoseconds = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
+    Ok((nanoseconds >> CLOCK_SHIFT) as u32)
 }
 
 /// Number of live flows of both families.

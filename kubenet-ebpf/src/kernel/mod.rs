@@ -31,7 +31,7 @@ use nix::libc;
 pub(crate) use self::probe::probe;
 use self::{attach::Attachments, maps::Maps};
 use crate::{
-    EbpfBuilder, MapSizes, Metric, Metrics,
+    AttachMode, EbpfBuilder, MapSizes, Metric, Metrics,
     error::{caused, error},
     layout::{self, CONFIG_DRAINING},
     program::{Outcome, Tables, program},
@@ -61,14 +61,24 @@ impl Engine {
         capabilities: Capabilities,
         events: EventHub,
     ) -> Result<Self, DatapathError> {
-        let EbpfBuilder { network_namespace, external_interfaces, cgroup, sizes, snat_ports } = builder;
+        let EbpfBuilder { network_namespace, external_interfaces, cgroup, sizes, snat_ports, attach_mode } =
+            builder;
         if let Some(path) = &network_namespace {
             netns::enter(path)?;
         }
         let found = probe()?;
         let netns_cookie = netns_cookie(cgroup.as_ref())?;
         let sockets = cgroup.is_some();
-        let attachments = Attachments::new(external_interfaces, cgroup, found.tcx, events.clone())?;
+        let tcx = match attach_mode {
+            AttachMode::Auto => found.tcx,
+            AttachMode::Tcx if !found.tcx => {
+                let message = format!("attach_mode: kernel {} has no TCX: it came with 6.6", found.kernel);
+                return Err(error("build", ErrorKind::Unsupported, message));
+            }
+            AttachMode::Tcx => true,
+            AttachMode::Clsact => false,
+        };
+        let attachments = Attachments::new(external_interfaces, cgroup, tcx, events.clone())?;
         let mut ebpf = load(&sizes, found.connect_refused)?;
         attach::load(&mut ebpf, sockets)?;
         let maps = Maps::take(&mut ebpf)?;
