@@ -290,7 +290,12 @@ impl Job<'_> {
         let (backends, sees) = match expect {
             Served(backends, sees) => (*backends, *sees),
             Refused => return wanted(&Got::Refused, world.ask(from, to, self.protocol, ANSWER), to),
-            Dropped => return wanted(&Got::Silence, world.ask(from, to, self.protocol, DROPPED), to),
+            Dropped => {
+                let got = world.ask(from, to, self.protocol, DROPPED);
+                // A datapath at the node's own sockets cannot be silent: it must fail the call.
+                let told = *from == HERE.into() && got == Got::Unreachable;
+                return if told { Ok(()) } else { wanted(&Got::Silence, got, to) };
+            }
         };
         let mut missing: BTreeSet<&str> = backends.iter().copied().collect();
         // At least twice, as the first packet may take another path than the others.

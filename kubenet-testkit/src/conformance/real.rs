@@ -107,6 +107,7 @@ fn got(result: Result<Answer, RequestError>) -> Got {
         Err(RequestError::TimedOut { .. }) => Got::Silence,
         // A SYN that is dropped on its way out of this node's own socket may fail the call.
         Err(RequestError::Io(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => Got::Silence,
+        Err(RequestError::Unreachable) => Got::Unreachable,
         Err(RequestError::Reset | RequestError::Closed) => Got::Cut,
         Err(error) => Got::Error(error.to_string()),
     }

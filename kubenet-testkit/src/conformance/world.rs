@@ -36,6 +36,8 @@ pub(super) enum Got {
     Refused,
     /// No answer in time.
     Silence,
+    /// An error at once that does not look like a refusal.
+    Unreachable,
     /// An established connection ended.
     Cut,
     Error(String),
@@ -47,6 +49,7 @@ impl fmt::Display for Got {
             Got::Answer { backend, peer } => write!(f, "an answer from {backend}, which saw {peer}"),
             Got::Refused => f.write_str("refused"),
             Got::Silence => f.write_str("silence"),
+            Got::Unreachable => f.write_str("no way to the address"),
             Got::Cut => f.write_str("a cut connection"),
             Got::Error(error) => f.write_str(error),
         }

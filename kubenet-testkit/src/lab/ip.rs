@@ -40,5 +40,9 @@ pub(super) fn batch(netns: Option<&str>, lines: &str) -> Result<(), LabError> {
     if message.contains("Operation not permitted") || message.contains("Permission denied") {
         return Err(LabError::Unsupported(format!("root is needed (ip {place}{line}: {message})")));
     }
+    if message.contains("Operation not supported") || message.contains("Unknown device type") {
+        let lacking = format!("the kernel lacks veth, bridges or IPv6 (ip {place}{line}: {message})");
+        return Err(LabError::Unsupported(lacking));
+    }
     Err(LabError::Command { command: format!("ip {place}{line}"), message })
 }

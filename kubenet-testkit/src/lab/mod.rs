@@ -315,5 +315,10 @@ fn sysctl(path: &str, value: &str) -> Result<(), LabError> {
     if !path.exists() {
         return Ok(());
     }
-    fs::write(&path, value).map_err(LabError::io(format!("write {value} to {}", path.display())))
+    fs::write(&path, value).map_err(|error| match error.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
+            LabError::Unsupported(format!("{} cannot be written: {error}", path.display()))
+        }
+        _ => LabError::Io { what: format!("write {value} to {}", path.display()), source: error },
+    })
 }
