@@ -251,6 +251,7 @@ fn capabilities(found: &Found) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.families = found.families().into_iter().collect();
     capabilities.keep_on_close = true;
+    capabilities.node_udp_follows = found.conntrack;
     capabilities.limitations.extend([
         Limitation { what: "SCTP", why: "routes of this protocol are reported as unsupported" },
         Limitation {
