@@ -47,7 +47,7 @@ impl Cgroup {
             }
         };
         remove_stale(&root);
-        let home = root.join(current()?.trim_start_matches('/'));
+        let home = root.join(outside_of_labs(&current()?));
         let path = root.join(format!("{PREFIX}{}", process::id()));
         match fs::create_dir(&path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -94,7 +94,12 @@ pub(super) fn abandon() {
 
 /// Moves this process back and removes the cgroup. What fails is left to [`remove_stale`].
 fn dissolve(shared: &Shared) {
-    let _ = move_into(&shared.home);
+    // Where this process came from may be gone by now; the root never is.
+    if move_into(&shared.home).is_err()
+        && let Some(root) = shared.path.parent()
+    {
+        let _ = move_into(root);
+    }
     for _ in 0..50 {
         match fs::remove_dir(&shared.path) {
             // Threads that just ended are counted for a moment.
@@ -130,6 +135,11 @@ fn current() -> io::Result<String> {
     ours.map(str::to_owned).ok_or_else(|| io::Error::other("this process is in no cgroup of version 2"))
 }
 
+/// The same without the cgroups of labs: a child is born in that of its parent's lab, which will be gone.
+fn outside_of_labs(path: &str) -> PathBuf {
+    path.split('/').take_while(|part| !part.starts_with(PREFIX)).collect()
+}
+
 /// Removes cgroups of processes that are gone.
 fn remove_stale(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
@@ -140,6 +150,18 @@ fn remove_stale(root: &Path) {
             && !Path::new("/proc").join(pid.to_string()).exists()
         {
             let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn home_is_never_in_another_lab() {
+        for (path, home) in [("/", ""), ("/kubenet-7", ""), ("/a/b", "a/b"), ("/a/kubenet-7/c", "a")] {
+            assert_eq!(outside_of_labs(path), Path::new(home), "{path}");
         }
     }
 }

@@ -1,15 +1,19 @@
 //! Who is joined to whom, and with which addresses.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use kubenet_core::model::validate_name;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use parking_lot::Mutex;
 
 use super::{
@@ -195,7 +199,9 @@ impl LabNode {
             );
         }
         ip::batch(Some(self.netns.name()), &here)?;
-        ip::batch(Some(pod.netns.name()), &there)
+        ip::batch(Some(pod.netns.name()), &there)?;
+        self.netns.run(|| running(&[host]))??;
+        pod.netns.run(|| running(&["eth0"]))?
     }
 
     pub(super) fn remove_pod(&self, registration: &Registration, pod: &Pod) -> Result<(), LabError> {
@@ -325,6 +331,10 @@ pub(super) fn build(
         lines += &format!("route add {SERVICE_CIDR_V6} via {v6}\n");
     }
     ip::batch(Some(outside.netns.name()), &lines)?;
+    net.run(|| running(&["node-a", "node-b", "outside", "br0"]))??;
+    for netns in [&nodes[0].netns, &nodes[1].netns, &outside.netns] {
+        netns.run(|| running(&["eth0"]))??;
+    }
     Ok((net, nodes, outside))
 }
 
@@ -359,4 +369,26 @@ fn harden(forward: bool, ipv6: bool) -> Result<(), LabError> {
         v6("accept_redirects", "0")?;
     }
     Ok(())
+}
+
+/// Waits until interfaces of the calling thread's namespace carry packets: the kernel notices a moment after
+/// both ends are up, and loses what is sent before.
+fn running(interfaces: &[&str]) -> Result<(), LabError> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let found =
+            getifaddrs().map_err(|e| LabError::Io { what: "list interfaces".into(), source: e.into() })?;
+        let up: BTreeSet<String> = found
+            .filter(|interface| interface.flags.contains(InterfaceFlags::IFF_RUNNING))
+            .map(|interface| interface.interface_name)
+            .collect();
+        let Some(down) = interfaces.iter().find(|name| !up.contains(**name)) else { return Ok(()) };
+        if Instant::now() > deadline {
+            return Err(LabError::Io {
+                what: format!("interface {down} does not come up"),
+                source: io::ErrorKind::TimedOut.into(),
+            });
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
