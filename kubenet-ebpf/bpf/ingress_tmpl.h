@@ -10,15 +10,17 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 					const struct F(tuple) *tuple,
 					struct F(tuple) *target)
 {
-	const struct service *service = F(service_of)(tuple);
-	const struct config *cfg = get_config();
+	const struct service *service;
+	const struct config *cfg;
 
+	if (is_tcp(pkt) && !is_syn(pkt) && !pkt->fragment)
+		return TC_ACT_UNSPEC;
+	service = F(service_of)(tuple);
 	if (!service)
 		return TC_ACT_UNSPEC;
 	if (pkt->fragment)
 		return drop(METRIC_DROP_FRAGMENT);
-	if (is_tcp(pkt) && !is_syn(pkt))
-		return TC_ACT_UNSPEC;
+	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
 		return TC_ACT_UNSPEC;
 	return F(new_flow)(tuple, service, target);

@@ -49,6 +49,7 @@ static __always_inline bool parse4(struct __sk_buff *skb, struct packet *pkt,
 	pkt->proto = ip->protocol;
 	pkt->ttl = ip->ttl;
 	pkt->tos = ip->tos;
+	pkt->check = ip->check;
 	pkt->fragment = ip->frag_off & bpf_htons(IP_MF);
 	pkt->may_fragment = !(ip->frag_off & bpf_htons(IP_DF));
 	pkt->l4_off = L3_OFF + header_len;
@@ -57,34 +58,48 @@ static __always_inline bool parse4(struct __sk_buff *skb, struct packet *pkt,
 }
 
 /*
- * Writes the addresses of `to` over those of `from`, and `ttl`. The header's
- * own checksum makes up for every change, so that a sum over the frame that
+ * Writes addresses, ports and `ttl`. The header's checksum makes up for every
+ * other change (`addresses` is the sum's), so that a sum over the frame that
  * the device has made stays right.
  */
-static __always_inline long store_l3_4(struct __sk_buff *skb,
-				       const struct packet *pkt,
-				       const struct tuple4 *to, __u32 diff,
-				       __u8 ttl)
+static __always_inline long store_headers4(struct __sk_buff *skb,
+					   const struct packet *pkt,
+					   const struct tuple4 *to,
+					   __u32 addresses, __u8 ttl)
 {
+	struct {
+		__u8 ttl;
+		__u8 protocol;
+		__sum16 check;
+		__be32 saddr;
+		__be32 daddr;
+		__be16 sport; /* right behind, if there are no options */
+		__be16 dport;
+	} rest = {
+		.ttl = ttl,
+		.protocol = pkt->proto,
+		.saddr = to->saddr,
+		.daddr = to->daddr,
+		.sport = to->sport,
+		.dport = to->dport,
+	};
+	__u32 off = L3_OFF + offsetof(struct iphdr, ttl);
+	__u16 old_ttl = bpf_htons(pkt->ttl << 8);
+	__u16 new_ttl = bpf_htons(ttl << 8);
+	__u32 sum;
 	long err;
 
-	if (ttl != pkt->ttl) {
-		__be32 old = bpf_htons(pkt->ttl << 8);
-		__be32 new = bpf_htons(ttl << 8);
-
-		diff = bpf_csum_diff(&old, sizeof(old), &new, sizeof(new),
-				     diff);
-		err = bpf_skb_store_bytes(
-			skb, L3_OFF + offsetof(struct iphdr, ttl), &ttl, 1, 0);
-		if (err)
-			return err;
-	}
-	err = bpf_l3_csum_replace(skb, L3_OFF + offsetof(struct iphdr, check),
-				  0, diff, 0);
+	sum = csum_add(addresses, (__u16)~pkt->check);
+	sum = csum_add(sum, (__u16)~old_ttl);
+	sum = csum_add(sum, new_ttl);
+	rest.check = csum_fold(sum);
+	if (pkt->l4_off == L3_OFF + sizeof(struct iphdr))
+		return bpf_skb_store_bytes(skb, off, &rest, sizeof(rest), 0);
+	err = bpf_skb_store_bytes(skb, off, &rest,
+				  offsetof(typeof(rest), sport), 0);
 	if (err)
 		return err;
-	return bpf_skb_store_bytes(skb, L3_OFF + offsetof(struct iphdr, saddr),
-				   &to->saddr, 2 * sizeof(to->saddr), 0);
+	return bpf_skb_store_bytes(skb, pkt->l4_off, &rest.sport, 4, 0);
 }
 
 static __always_inline void fib_fill4(struct bpf_fib_lookup *fib,

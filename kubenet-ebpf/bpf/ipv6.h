@@ -86,6 +86,7 @@ static __always_inline bool parse6(struct __sk_buff *skb, struct packet *pkt,
 	copy(tuple->daddr, ip->daddr);
 	pkt->ttl = ip->hop_limit;
 	pkt->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
+	pkt->length_next_hops = *(__be32 *)&ip->payload_len;
 	pkt->l4_off = L3_OFF + sizeof(*ip);
 
 	if (next != IPPROTO_TCP && next != IPPROTO_UDP &&
@@ -100,27 +101,32 @@ static __always_inline bool parse6(struct __sk_buff *skb, struct packet *pkt,
 }
 
 /*
- * As store_l3_4(). There is no checksum here: a sum over the frame that the
- * device has made must be told of each change.
+ * As store_headers4(). There is no checksum here: a sum over the frame that the
+ * device has made must be told of each change, but for the ports, which the
+ * transport's checksum makes up for.
  */
-static __always_inline long store_l3_6(struct __sk_buff *skb,
-				       const struct packet *pkt,
-				       const struct tuple6 *to, __u32 diff,
-				       __u8 ttl)
+static __always_inline long store_headers6(struct __sk_buff *skb,
+					   const struct packet *pkt,
+					   const struct tuple6 *to,
+					   __u32 addresses, __u8 ttl)
 {
+	struct {
+		__be32 length_next_hops;
+		__be32 saddr[4];
+		__be32 daddr[4];
+	} rest;
+	__u32 hops = bpf_ntohl(pkt->length_next_hops) & ~0xff;
 	long err;
 
-	if (ttl != pkt->ttl) {
-		err = bpf_skb_store_bytes(
-			skb, L3_OFF + offsetof(struct ipv6hdr, hop_limit), &ttl,
-			1, BPF_F_RECOMPUTE_CSUM);
-		if (err)
-			return err;
-	}
-	return bpf_skb_store_bytes(skb,
-				   L3_OFF + offsetof(struct ipv6hdr, saddr),
-				   &to->saddr, 2 * sizeof(to->saddr),
-				   BPF_F_RECOMPUTE_CSUM);
+	rest.length_next_hops = bpf_htonl(hops | ttl);
+	copy(rest.saddr, to->saddr);
+	copy(rest.daddr, to->daddr);
+	err = bpf_skb_store_bytes(
+		skb, L3_OFF + offsetof(struct ipv6hdr, payload_len), &rest,
+		sizeof(rest), BPF_F_RECOMPUTE_CSUM);
+	if (err)
+		return err;
+	return bpf_skb_store_bytes(skb, pkt->l4_off, &to->sport, 4, 0);
 }
 
 static __always_inline void fib_fill6(struct bpf_fib_lookup *fib,

@@ -23,6 +23,9 @@
 #define TCP_ACK 0x10
 
 struct packet {
+	/* Rewritten together with what stands next to them. */
+	__be32 length_next_hops; /* IPv6: the word with the hop limit */
+	__sum16 check; /* IPv4 */
 	__u32 l4_off; /* from the start of the frame */
 	__u32 l4_header_len;
 	__u32 l4_len; /* with the payload */

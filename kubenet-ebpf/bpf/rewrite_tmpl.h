@@ -33,14 +33,10 @@ static __always_inline long F(rewrite)(struct __sk_buff *skb,
 				  flags | BPF_F_PSEUDO_HDR);
 	if (err)
 		return err;
-	err = F(store_l3_)(skb, pkt, to, addresses, ttl);
-	if (err)
-		return err;
-
 	ports = bpf_csum_diff((__be32 *)&from->sport, 4, (__be32 *)&to->sport,
 			      4, 0);
 	err = bpf_l4_csum_replace(skb, csum_off, 0, ports, flags);
 	if (err)
 		return err;
-	return bpf_skb_store_bytes(skb, pkt->l4_off, &to->sport, 4, 0);
+	return F(store_headers)(skb, pkt, to, addresses, ttl);
 }

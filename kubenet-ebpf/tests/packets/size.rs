@@ -3,7 +3,7 @@
 use crate::{
     bench::{Hook, REDIRECT, for_each_kind, on_bench},
     frame::{Flags, Frame, Proto},
-    nets::{V4, at},
+    nets::{V4, V6, at},
 };
 
 #[test]
@@ -56,20 +56,29 @@ fn the_programs_stay_far_below_the_verifiers_limit() {
     });
 }
 
-/// A way to see what a packet costs: run with `--ignored --nocapture` in a release build.
+/// What a packet costs: run with `--release -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
-fn cost_of_a_known_flow() {
+fn cost_of_a_packet() {
     on_bench(|bench| {
-        bench.clear();
-        let (client, frontend, backend) = (at(V4.pod, 40000), at(V4.vip, 80), at(V4.pod_there, 8080));
-        let id = bench.backend(backend, 0);
-        bench.serve(frontend, Proto::Tcp, 0, &[id], &[]);
-        bench.expect_forwarded(Hook::FromPod, Frame::new(Proto::Tcp, client, frontend), client, backend);
-        let mut frame = Frame::new(Proto::Tcp, client, frontend).flags(Flags::Ack);
-        frame.mac_to = bench.mac(Hook::FromPod);
-        println!("known flow, one packet a run: {:?}", bench.cost(Hook::FromPod, &frame.bytes()));
-        frame.to = at(V4.outside, 443);
-        println!("not ours, one packet a run: {:?}", bench.cost(Hook::FromPod, &frame.bytes()));
+        for (net, name) in [(V4, "IPv4"), (V6, "IPv6")] {
+            bench.clear();
+            // A test run sees its own output in the next round. Two Services that lead to each other send a
+            // packet to and fro, so that each round is a translation of a known flow.
+            let (client, one, two) = (at(net.pod, 40000), at(net.pod_there, 80), at(net.pod_here, 81));
+            let ids = [bench.backend(one, 0), bench.backend(two, 0)];
+            bench.serve(one, Proto::Tcp, 0, &[ids[1]], &[]);
+            bench.serve(two, Proto::Tcp, 0, &[ids[0]], &[]);
+            bench.expect_forwarded(Hook::FromPod, Frame::new(Proto::Tcp, client, one), client, two);
+            bench.expect_forwarded(Hook::FromPod, Frame::new(Proto::Tcp, client, two), client, one);
+
+            let mut frame = Frame::new(Proto::Tcp, client, one).flags(Flags::Ack).ttl(255);
+            frame.mac_to = bench.mac(Hook::FromPod);
+            println!("{name}, known flow: {:?}", bench.cost(&frame.bytes(), 200));
+            frame.to = at(net.outside, 443);
+            println!("{name}, not ours: {:?}", bench.cost(&frame.bytes(), 200));
+            frame.mac_to = [2; 6];
+            println!("{name}, not even for this device: {:?}", bench.cost(&frame.bytes(), 200));
+        }
     });
 }
