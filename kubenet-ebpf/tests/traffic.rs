@@ -423,7 +423,7 @@ fn take_over(mode: AttachMode) {
             while block_on(old.drain()).unwrap().flows > 0 && begin.elapsed() < Duration::from_secs(3) {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            assert_eq!(block_on(old.drain()).unwrap().flows, 0);
+            assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", block_on(old.drain()));
             drop(std::mem::replace(&mut old, new));
         }
         drop(end);

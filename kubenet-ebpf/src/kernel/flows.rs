@@ -51,6 +51,8 @@ fn count_family<A: Address>(maps: &FamilyMaps<A>, now: u32) -> io::Result<u64> {
     let live = forward.iter().filter(|(tuple, entry)| {
         let reply = replies.get(&reply_tuple(tuple, entry)).copied();
         is_live(tuple.proto, (entry.flags, entry.last_seen), reply, now)
+            // A pair that was taken away while it was read: its way back was gone already.
+            && (reply.is_some() || maps.conntrack.get(tuple, 0).is_ok_and(|now| now == *entry))
     });
     Ok(live.count() as u64)
 }
