@@ -20,8 +20,8 @@ const SECOND: Duration = Duration::from_secs(1);
 fn lab(config: LabConfig) -> Option<Lab> {
     match Lab::new(config) {
         Ok(lab) => Some(lab),
-        Err(LabError::Unsupported(why)) if std::env::var_os("CI").is_none() => {
-            eprintln!("skipped: {why}");
+        Err(LabError::Unsupported(why)) => {
+            kubenet_testkit::conformance::skip(why);
             None
         }
         Err(error) => panic!("{error}"),

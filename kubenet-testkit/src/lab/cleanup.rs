@@ -139,11 +139,16 @@ fn remove_namespaces<'a>(names: impl IntoIterator<Item = &'a str>) {
     if lines.is_empty() {
         return;
     }
-    if let Err(error) = ip::batch(None, &lines) {
-        // A batch stops at its first failure: take the rest one by one.
-        eprintln!("kubenet lab: clean-up: {error}");
-        for line in lines.lines() {
-            let _ = ip::batch(None, line);
+    if ip::batch(None, &lines).is_ok() {
+        return;
+    }
+    // A batch stops at its first failure, such as a namespace that another process removed meanwhile.
+    for line in lines.lines() {
+        let name = line.trim_start_matches("netns del ");
+        if let Err(error) = ip::batch(None, line)
+            && Path::new(NETNS_DIR).join(name).exists()
+        {
+            eprintln!("kubenet lab: {name} is left behind: {error}");
         }
     }
 }
