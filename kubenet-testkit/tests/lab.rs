@@ -162,11 +162,13 @@ fn a_panic_removes_everything() {
 /// Not a test of its own: the process that the next tests kill.
 #[test]
 fn child_that_waits_with_a_lab() {
-    if std::env::var_os("KUBENET_LAB_CHILD").is_none() {
-        return;
-    }
+    let Some(what) = std::env::var_os("KUBENET_LAB_CHILD") else { return };
     let lab = lab(two_pods()).unwrap();
     println!("\nlab {}", lab.id());
+    if what == "keep" {
+        lab.keep().unwrap();
+        return;
+    }
     std::thread::sleep(Duration::from_secs(60));
 }
 
@@ -206,6 +208,26 @@ fn the_next_lab_removes_what_a_killed_process_left() {
     let (id, ..) = killed_by("-KILL");
     let _next = lab(LabConfig::new()).unwrap();
     assert_eq!(namespaces(&id), Vec::<String>::new());
+}
+
+#[test]
+fn a_kept_lab_stays_until_its_instructions_are_followed() {
+    if lab(LabConfig::new()).is_none() {
+        return;
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_waits_with_a_lab", "--nocapture"])
+        .env("KUBENET_LAB_CHILD", "keep")
+        .output()
+        .unwrap();
+    let (out, said) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let id = out.lines().find_map(|l| l.strip_prefix("lab ")).unwrap();
+    let _next = lab(LabConfig::new()).unwrap();
+    assert_eq!(namespaces(id).len(), 6);
+    let remove = said.lines().skip_while(|l| !l.starts_with("Remove it")).nth(1).unwrap();
+    assert!(Command::new("sh").args(["-c", remove]).status().unwrap().success());
+    assert_eq!(namespaces(id), Vec::<String>::new());
+    assert!(!Path::new("/run/kubenet-lab").join(id).exists());
 }
 
 #[test]

@@ -101,7 +101,7 @@ pub fn remove_kept_labs() {
     remove_stale();
 }
 
-fn kept_mark(id: &str) -> PathBuf {
+pub(super) fn kept_mark(id: &str) -> PathBuf {
     Path::new(KEPT_DIR).join(id)
 }
 

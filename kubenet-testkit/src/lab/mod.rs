@@ -293,7 +293,8 @@ impl Lab {
         line(self.outside.netns(), "tcpdump -ni eth0");
         let prefix = format!("{}{}-", cleanup::PREFIX, self.id);
         text.push_str(&format!(
-            "Remove it with:\n  for n in $(ip netns list | grep -o '^{prefix}[^ ]*'); do ip netns del $n; done\n"
+            "Remove it with:\n  for n in $(ip netns list | grep -o '^{prefix}[^ ]*'); do ip netns del $n; done; rm -f {}\n",
+            cleanup::kept_mark(&self.id).display()
         ));
         text
     }
