@@ -36,8 +36,8 @@ impl Default for MapSizes {
         Self {
             services: 65_536,
             slots: 1 << 20,
-            backends4: 65_536,
-            backends6: 65_536,
+            backends4: 1 << 18,
+            backends6: 1 << 18,
             connections: 131_072,
             sockets: 65_536,
             node_addresses: 256,
@@ -48,6 +48,7 @@ impl Default for MapSizes {
 
 impl MapSizes {
     /// Service ids of both families.
+    #[cfg(target_os = "linux")]
     pub(crate) fn service_names(&self) -> u32 {
         self.services.saturating_mul(2)
     }

@@ -1,5 +1,6 @@
 //! The suite that every datapath passes, with real packets.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Tables go into the kernel and come back. No traffic.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Real connections through the kernel: from pods, from the node and from outside, to backends here and there.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -216,6 +216,11 @@ impl Maps {
         Ok(by_cpu.iter().sum())
     }
 
+    #[cfg(test)]
+    pub(crate) fn metrics_len(&self) -> u32 {
+        self.metrics.len()
+    }
+
     /// An error for a failed call on a map, with its size and the setting where it is full.
     pub(crate) fn failed(&self, map: &str, setting: &str, error: MapError) -> DatapathError {
         let errno = match &error {

@@ -363,22 +363,4 @@ fn membarrier() -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn instances_that_live_side_by_side_have_ports_of_their_own() {
-        for ports in [1024..=29_999, 1..=65_535, 100..=115] {
-            let slices: Vec<_> = (5..21).map(|instance| snat_slice(&ports, instance)).collect();
-            let all: u32 = slices.iter().map(|s| u32::from(*s.end()) + 1 - u32::from(*s.start())).sum();
-            assert_eq!(all, u32::from(*ports.end()) + 1 - u32::from(*ports.start()));
-            for (i, one) in slices.iter().enumerate() {
-                assert!(ports.contains(one.start()) && ports.contains(one.end()));
-                for other in &slices[..i] {
-                    assert!(one.end() < other.start() || other.end() < one.start());
-                }
-            }
-        }
-        assert_eq!(snat_slice(&(7..=9), 1), 7..=9, "too few to share out");
-    }
-}
+mod tests;

@@ -1,0 +1,191 @@
+//! The engine on its own: maps and programs are loaded, and nothing is attached anywhere.
+
+use std::sync::Arc;
+
+use super::*;
+use futures::{FutureExt, StreamExt, stream::BoxStream};
+use kubenet_core::{
+    model::Protocol,
+    route::{
+        Backend, BackendState, Frontend, FrontendAddress, FrontendKind, Masquerade, ServicePortName, Target,
+        WhenEmpty,
+    },
+};
+
+#[test]
+fn instances_that_live_side_by_side_have_ports_of_their_own() {
+    for ports in [1024..=29_999, 1..=65_535, 100..=115] {
+        let slices: Vec<_> = (5..21).map(|instance| snat_slice(&ports, instance)).collect();
+        let all: u32 = slices.iter().map(|s| u32::from(*s.end()) + 1 - u32::from(*s.start())).sum();
+        assert_eq!(all, u32::from(*ports.end()) + 1 - u32::from(*ports.start()));
+        for (i, one) in slices.iter().enumerate() {
+            assert!(ports.contains(one.start()) && ports.contains(one.end()));
+            for other in &slices[..i] {
+                assert!(one.end() < other.start() || other.end() < one.start());
+            }
+        }
+    }
+    assert_eq!(snat_slice(&(7..=9), 1), 7..=9, "too few to share out");
+}
+
+/// An engine, or `None` where the kernel or the user does not allow one.
+fn engine(sizes: MapSizes) -> Option<(Engine, BoxStream<'static, DatapathEvent>)> {
+    let events = EventHub::default();
+    let seen = events.subscribe();
+    let builder = EbpfBuilder { sizes, ..EbpfBuilder::default() };
+    match Engine::start(builder, Capabilities::basic(), events) {
+        Ok(engine) => Some((engine, seen)),
+        Err(e) if matches!(e.kind(), ErrorKind::Permission | ErrorKind::Unsupported) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {e}");
+            eprintln!("skipped: {e}");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+fn routes(count: u32, backends: u8) -> Vec<Arc<Route>> {
+    let route = |i: u32| {
+        let family = if i.is_multiple_of(2) { IpFamily::V4 } else { IpFamily::V6 };
+        let [_, a, b, c] = i.to_be_bytes();
+        let (vip, pod): (std::net::IpAddr, _) = match family {
+            IpFamily::V4 => ([10, a, b, c].into(), std::net::IpAddr::from([172, 16, c, 0])),
+            IpFamily::V6 => {
+                let word = u16::from_be_bytes([b, c]);
+                let address = std::net::Ipv6Addr::new(0xfd00, a.into(), word, 0, 0, 0, 0, 1);
+                (address.into(), std::net::Ipv6Addr::new(0xfd01, 0, word, 0, 0, 0, 0, 0).into())
+            }
+        };
+        let backend = |n: u8| Backend {
+            address: match pod {
+                std::net::IpAddr::V4(pod) => {
+                    let [p, q, r, _] = pod.octets();
+                    [p, q, r, n + 1].into()
+                }
+                std::net::IpAddr::V6(pod) => (pod.to_bits() | u128::from(n + 1)).to_be_bytes().into(),
+            },
+            port: 8080.try_into().unwrap(),
+            local: n == 0,
+            state: BackendState::Ready,
+        };
+        Arc::new(Route::new(
+            Frontend {
+                address: FrontendAddress::Ip(vip),
+                port: 80.try_into().unwrap(),
+                protocol: if i % 4 < 2 { Protocol::Tcp } else { Protocol::Udp },
+            },
+            FrontendKind::ClusterIp,
+            ServicePortName {
+                namespace: "demo".into(),
+                service: format!("web-{i}").into(),
+                port: "http".into(),
+            },
+            Target { backends: (0..backends).map(backend).collect(), when_empty: WhenEmpty::Reject },
+            Masquerade { pods: false, node: true, outside: true },
+        ))
+    };
+    (1..=count).map(route).collect()
+}
+
+fn table(revision: u64, routes: impl IntoIterator<Item = Arc<Route>>) -> RouteTable {
+    let mut node = NodeRouting::default();
+    node.addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap()).into();
+    RouteTable::new(Revision(revision), Arc::new(node), routes)
+}
+
+fn next_drift(events: &mut BoxStream<'static, DatapathEvent>) -> Option<String> {
+    while let Some(Some(event)) = events.next().now_or_never() {
+        if let DatapathEvent::Drift { detail } = event {
+            return Some(detail);
+        }
+    }
+    None
+}
+
+#[test]
+fn what_somebody_changed_is_found_and_put_right() {
+    let Some((mut engine, mut events)) = engine(MapSizes::default()) else { return };
+    let all = routes(8, 3);
+    let table = table(1, all.clone());
+    engine.replace(&table).unwrap();
+    assert!(engine.read().unwrap().same_routes(&table));
+    engine.replace(&table).unwrap();
+    assert_eq!(next_drift(&mut events), None);
+
+    let first = engine.state.get(&all[1].frontend).unwrap().clone();
+    // Each time something else is broken, seen by `read`, and repaired.
+    type Breakage = Box<dyn Fn(&mut Engine)>;
+    let foreign = Frontend::ip([10, 9, 9, 9].into(), all[0].frontend.port, Protocol::Tcp);
+    let breakages: [(&str, bool, Breakage); 5] = [
+        (
+            "a deleted entry",
+            true,
+            Box::new({
+                let frontend = first.route.frontend;
+                move |e| e.maps.remove_service(&frontend).unwrap()
+            }),
+        ),
+        (
+            "a foreign entry",
+            true,
+            Box::new({
+                let service = first.service();
+                move |e| e.maps.write_service(&foreign, &service).unwrap()
+            }),
+        ),
+        ("a deleted name", true, Box::new(move |e| e.maps.remove_name(first.id).unwrap())),
+        ("slots", false, Box::new(move |e| e.maps.write_slots(first.internal.range.base, &[0, 0]))),
+        (
+            "a dead backend",
+            false,
+            Box::new({
+                let id = first.internal.ids[0];
+                move |e| e.maps.kill_backend(IpFamily::V4, id)
+            }),
+        ),
+    ];
+    for (what, reported, damage) in breakages {
+        damage(&mut engine);
+        assert!(!engine.read().unwrap().same_routes(&table), "{what} is seen");
+        engine.replace(&table).unwrap();
+        let read = engine.read().unwrap();
+        assert!(read.same_routes(&table), "{what} is repaired: {:?}", read.diff(&table));
+        assert_eq!(next_drift(&mut events).is_some(), reported, "{what}");
+    }
+}
+
+#[test]
+fn thousands_of_routes_come_and_go_and_nothing_leaks() {
+    let Some((mut engine, _)) = engine(MapSizes::default()) else { return };
+    let all = routes(20_000, 10);
+    let empty = table(0, []);
+    for round in 0..3 {
+        let full = table(2 * round + 1, all.clone());
+        let report = engine.replace(&full).unwrap();
+        assert!(report.failed.is_empty(), "{:?}", report.failed.first());
+        eprintln!("{} routes of 10 backends in {:?}", report.upserted, report.took);
+        assert!(engine.read().unwrap().same_routes(&full));
+        let change = table(2 * round + 2, all.iter().skip(1).cloned());
+        let report = engine.apply(&full.diff(&change)).unwrap();
+        eprintln!("one of them removed in {:?}", report.took);
+        assert_eq!(report.removed, 1);
+        engine.replace(&empty).unwrap();
+        assert!(engine.read().unwrap().is_empty());
+        assert!(engine.maps.names().unwrap().is_empty());
+    }
+    assert_eq!(engine.state.backends(IpFamily::V4).in_use(), 0);
+}
+
+#[test]
+fn the_object_counts_what_this_library_knows() {
+    let Some((mut engine, _)) = engine(MapSizes::default()) else { return };
+    assert_eq!(engine.maps.metrics_len() as usize, Metric::ALL.len());
+    assert!(engine.metrics().unwrap().values().all(|n| *n == 0));
+}
+
+#[test]
+fn an_rcu_grace_period_can_be_waited_for() {
+    if !membarrier() {
+        eprintln!("skipped: this kernel has no membarrier for all processes");
+    }
+}
