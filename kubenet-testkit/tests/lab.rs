@@ -205,9 +205,12 @@ fn the_next_lab_removes_what_a_killed_process_left() {
     if lab(LabConfig::new()).is_none() {
         return;
     }
-    let (id, ..) = killed_by("-KILL");
-    let _next = lab(LabConfig::new()).unwrap();
+    let (id, pid, _) = killed_by("-KILL");
+    let next = lab(LabConfig::new()).unwrap();
     assert_eq!(namespaces(&id), Vec::<String>::new());
+    if let Ok(cgroup) = next.cgroup() {
+        assert!(!cgroup.with_file_name(format!("kubenet-{pid}")).exists());
+    }
 }
 
 #[test]

@@ -34,6 +34,7 @@ impl Cgroup {
     pub(super) fn join() -> io::Result<Self> {
         let mut shared = SHARED.lock();
         if let Some(shared) = shared.as_mut() {
+            shared.path.parent().into_iter().for_each(remove_stale);
             shared.users += 1;
             return Ok(Self { path: shared.path.clone() });
         }
