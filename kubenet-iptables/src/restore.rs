@@ -181,8 +181,14 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
         }),
         Some(Target::SetMark) => write!(out, " -j MARK --set-xmark {MASQUERADE_MARK}")?,
         Some(Target::ClearMark) => out.push_str(" -j MARK --set-xmark 0x4000/0x0"),
-        Some(Target::Masquerade { random_fully }) => {
-            out.push_str(if *random_fully { " -j MASQUERADE --random-fully" } else { " -j MASQUERADE" });
+        Some(Target::Masquerade { ports, random_fully }) => {
+            out.push_str(" -j MASQUERADE");
+            if let Some((first, last)) = ports {
+                write!(out, " --to-ports {first}-{last}")?;
+            }
+            if *random_fully {
+                out.push_str(" --random-fully");
+            }
         }
     }
     Ok(())

@@ -113,7 +113,11 @@ pub(crate) enum Target {
     RejectUnreachable,
     SetMark,
     ClearMark,
-    Masquerade { random_fully: bool },
+    /// From these source ports; a rule with ports names its protocol.
+    Masquerade {
+        ports: Option<(u16, u16)>,
+        random_fully: bool,
+    },
 }
 
 impl Rule {

@@ -214,12 +214,27 @@ fn target<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Target> {
             Target::SetMark
         }
         ("MARK", ["--set-xmark", "0x4000/0x0"] | ["--xor-mark", "0x4000"]) => Target::ClearMark,
-        ("MASQUERADE", []) => Target::Masquerade { random_fully: false },
-        ("MASQUERADE", ["--random-fully"]) => Target::Masquerade { random_fully: true },
-        ("DNAT" | "MARK" | "MASQUERADE" | "REJECT" | "SNAT" | "LOG", _) => return None,
+        ("MASQUERADE", options) => masquerade(options)?,
+        ("DNAT" | "MARK" | "REJECT" | "SNAT" | "LOG", _) => return None,
         (chain, []) => Target::Jump(ChainName::new(chain)),
         _ => return None,
     })
+}
+
+fn masquerade(options: &[&str]) -> Option<Target> {
+    let (options, random_fully) = match options {
+        [options @ .., "--random-fully"] => (options, true),
+        options => (options, false),
+    };
+    let ports = match options {
+        [] => None,
+        ["--to-ports", ports] => {
+            let (first, last) = ports.split_once('-')?;
+            Some((first.parse().ok()?, last.parse().ok()?))
+        }
+        _ => return None,
+    };
+    Some(Target::Masquerade { ports, random_fully })
 }
 
 fn net(text: &str) -> Option<IpNet> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kubenet_core::{
-    model::IpFamily,
+    model::{IpFamily, Protocol},
     route::{Masquerade, NodeRouting, Origin, Revision},
 };
 
@@ -20,6 +20,10 @@ pub(crate) struct Jump {
     pub(crate) chain: &'static str,
     pub(crate) rule: Rule,
 }
+
+/// The kernel's connection tracking does not know the flows that another datapath masquerades by itself, as
+/// the eBPF one does with ports up to 29999: during a swap both are at work, and must not choose the same port.
+const MASQUERADE_PORTS: (u16, u16) = (32768, 65535);
 
 const PORTALS: &str = "kubernetes service portals";
 const EXTERNAL: &str = "kubernetes externally-visible service portals";
@@ -75,12 +79,18 @@ impl Context {
     /// The chains that do not depend on the routes or the node.
     pub(crate) fn constant_chains(&self) -> Vec<(ChainKey, Arc<[Rule]>)> {
         let names = &self.names;
+        let masquerade = |protocol: Option<Protocol>| {
+            let ports = protocol.map(|_| MASQUERADE_PORTS);
+            let target = Target::Masquerade { ports, random_fully: self.random_fully };
+            Rule { protocol, ..Rule::to(target) }.comment("kubernetes service traffic requiring SNAT")
+        };
         let postrouting = [
             Rule { marked: Some(false), ..Rule::to(Target::Return) },
             // Cleared, so that a packet that passes here again, encapsulated, is not masqueraded twice.
             Rule::to(Target::ClearMark),
-            Rule::to(Target::Masquerade { random_fully: self.random_fully })
-                .comment("kubernetes service traffic requiring SNAT"),
+            masquerade(Some(Protocol::Tcp)),
+            masquerade(Some(Protocol::Udp)),
+            masquerade(None),
         ];
         let mut chains = self.draining_chains();
         chains.push(((Table::Nat, names.mark_masq.clone()), Arc::from([Rule::to(Target::SetMark)])));

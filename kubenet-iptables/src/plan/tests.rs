@@ -98,6 +98,8 @@ COMMIT
 -A KUBE-MASQ-NO -g KUBE-MARK-MASQ
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
 -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -p tcp -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --to-ports 32768-65535 --random-fully
+-A KUBE-POSTROUTING -p udp -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --to-ports 32768-65535 --random-fully
 -A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
 -A KUBE-SEP-PPQSH3RHU5NVL3F3 -s 10.244.1.2/32 -m comment --comment "demo/web:http" -j KUBE-MARK-MASQ
 -A KUBE-SEP-PPQSH3RHU5NVL3F3 -p tcp -m comment --comment "demo/web:http" -j DNAT --to-destination 10.244.1.2:8080
