@@ -57,21 +57,17 @@ static __always_inline int F(send_reset)(struct __sk_buff *skb,
 	return send_back(skb);
 }
 
-/*
- * A UDP checksum to be completed would be written over the last two bytes of
- * `info`, where it comes to 0xffff: nothing, in a one's complement sum.
- */
 static __always_inline int F(send_icmp)(struct __sk_buff *skb,
 					const struct packet *pkt,
 					const struct F(tuple) *tuple, __u8 type,
-					__u8 code, __u32 info)
+					__u8 code, __be32 info)
 {
 	struct {
 		__u8 type;
 		__u8 code;
 		__sum16 check;
 		__be32 info;
-	} icmp = { .type = type, .code = code, .info = bpf_htonl(info) };
+	} icmp = { .type = type, .code = code, .info = info };
 	__u32 len = pkt->l4_off - L3_OFF + 8;
 	__u8 quote[F(QUOTE_MAX)] = {};
 	__u32 sum;
@@ -92,19 +88,35 @@ static __always_inline int F(send_icmp)(struct __sk_buff *skb,
 	return send_back(skb);
 }
 
-/* Nobody serves this: the client must fail at once. */
+/*
+ * Nobody serves this: the client must fail at once.
+ *
+ * A UDP checksum to be completed will be written over the last two bytes of
+ * ICMP's unused word, as the complement of what the message sums up to. That is
+ * the sum of the pseudo header: if it stands there already, nothing changes.
+ */
 static __noinline int F(reject)(struct __sk_buff *skb, const struct packet *pkt,
 				const struct F(tuple) *tuple)
 {
+	__u32 len = pkt->l4_off - L3_OFF + 8;
+	__u16 sum;
+
 	count(METRIC_REJECTED);
 	if (is_tcp(pkt))
 		return F(send_reset)(skb, pkt, tuple);
-	return F(send_icmp)(skb, pkt, tuple, F(ICMP_PORT_UNREACHABLE), 0);
+	sum = ~csum_fold(F(icmp_pseudo)(tuple, 8 + len));
+	return F(send_icmp)(skb, pkt, tuple, F(ICMP_PORT_UNREACHABLE),
+			    bpf_htonl(bpf_ntohs(sum)));
 }
 
+/*
+ * A checksum to be completed spoils this one, where a device completes it: in
+ * packets that another virtual machine on the same host sent, not in a pod's.
+ */
 static __noinline int F(too_big)(struct __sk_buff *skb,
 				 const struct packet *pkt,
 				 const struct F(tuple) *tuple)
 {
-	return F(send_icmp)(skb, pkt, tuple, F(ICMP_TOO_BIG), pkt->mtu);
+	return F(send_icmp)(skb, pkt, tuple, F(ICMP_TOO_BIG),
+			    bpf_htonl(pkt->mtu));
 }

@@ -18,7 +18,8 @@
 
 static __always_inline bool older(__u32 last_seen, __u32 now, __u32 ticks)
 {
-	return now - last_seen >= ticks;
+	/* Another CPU may have read the clock a tick later than this one. */
+	return (__s32)(now - last_seen) >= (__s32)ticks;
 }
 
 /* What to do with a packet whose tuple is known. */

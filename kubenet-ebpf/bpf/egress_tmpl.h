@@ -1,5 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
+ * What a process of this node sends to a Service that drops: its socket was let
+ * pass, and the packet must not leave.
+ */
+static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
+					     const struct packet *pkt,
+					     const struct F(tuple) *tuple)
+{
+	const struct service *service;
+	const struct config *cfg;
+
+	if (skb->ingress_ifindex || pkt->fragment ||
+	    (is_tcp(pkt) && !is_syn(pkt)))
+		return TC_ACT_UNSPEC;
+	cfg = get_config();
+	if (!cfg || cfg->flags & CONFIG_DRAINING)
+		return TC_ACT_UNSPEC;
+	service = F(service_of)(tuple);
+	if (service && !service->internal_count &&
+	    service->flags & SVC_INTERNAL_DROP)
+		return drop(METRIC_DROP_NO_LOCAL_BACKEND);
+	return TC_ACT_UNSPEC;
+}
+
+/*
  * Packets that the stack sends out: answers of a backend that is a process of
  * this node, or of a pod whose own interface has no program. They are on their
  * way, so that only the names change, and programs behind this one see them.
@@ -15,7 +39,7 @@ static __always_inline int F(egress)(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	ct = bpf_map_lookup_elem(&F(conntrack), &tuple);
 	if (!ct || !(ct->flags & CT_REPLY))
-		return TC_ACT_UNSPEC;
+		return F(egress_unknown)(skb, &pkt, &tuple);
 	if (pkt.fragment)
 		return drop(METRIC_DROP_FRAGMENT);
 	now = now_ticks();

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The first packet of a flow: picks a backend and remembers it. */
 
+/* In the ports of this instance, then in those of all. */
+#define SNAT_OWN_TRIES 12
 #define SNAT_TRIES 16
 
 /*
@@ -25,20 +27,26 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 					  struct F(conntrack) *flow)
 {
 	const struct config *cfg = get_config();
-	__u32 ports;
+	__u32 first, ports;
 
 	if (!cfg || is_zero(cfg->F(snat)) ||
 	    cfg->snat_port_max < cfg->snat_port_min)
 		return -EEXIST;
-	ports = cfg->snat_port_max - cfg->snat_port_min + 1;
+	first = cfg->snat_port_min;
+	ports = cfg->snat_port_max - first + 1;
 	copy(target->saddr, cfg->F(snat));
 	flow->flags |= CT_SNAT;
 	for (int i = 0; i < SNAT_TRIES; i++) {
 		bool hurry = i >= SNAT_TRIES / 2;
-		__u32 port = cfg->snat_port_min + bpf_get_prandom_u32() % ports;
 		long err;
 
-		target->sport = bpf_htons(port);
+		if (i == SNAT_OWN_TRIES && cfg->snat_wide_min &&
+		    cfg->snat_wide_max >= cfg->snat_wide_min) {
+			first = cfg->snat_wide_min;
+			ports = cfg->snat_wide_max - first + 1;
+		}
+		target->sport =
+			bpf_htons(first + bpf_get_prandom_u32() % ports);
 		err = F(ct_create)(tuple, target, flow, hurry ? 0 : TIME_WAIT,
 				   hurry ? UDP_HURRY : UDP_IDLE);
 		if (err != -EEXIST)

@@ -35,22 +35,22 @@ static __always_inline const struct service *F(service_of)(
 	return F(lookup_service)(&key);
 }
 
-/* A random slot of a range. NULL: the range is just being replaced. */
+/*
+ * A random slot of a range. A backend that was retired while this packet was on
+ * its way is picked all the same: its address stands for a while, and the
+ * flow's next packet sees that it is gone.
+ */
 static __always_inline const struct F(backend) *F(pick_backend)(
 	__u32 base, __u32 slot_count, __u32 *id)
 {
 	__u32 slot = base + bpf_get_prandom_u32() % slot_count;
-	const struct F(backend) *backend;
 	const __u32 *entry;
 
 	entry = bpf_map_lookup_elem(&slots, &slot);
 	if (!entry || !*entry)
 		return NULL;
 	*id = *entry;
-	backend = bpf_map_lookup_elem(&F(backends), id);
-	if (!backend || !(backend->flags & BACKEND_ALIVE))
-		return NULL;
-	return backend;
+	return bpf_map_lookup_elem(&F(backends), id);
 }
 
 /* The backend, if the id still means the one of that generation. */

@@ -59,6 +59,12 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		backend = F(sock_sticky)(&socket, service, &peer.backend);
 	}
 	if (!backend && !service->internal_count) {
+		/*
+		 * Silence: the packets go out as they are, and the program at
+		 * the device drops them. Those to a node port would stay here.
+		 */
+		if (service->flags & SVC_INTERNAL_DROP && !is_zero(lookup.addr))
+			return SOCK_ALLOW;
 		count(METRIC_REJECTED);
 		return sock_refuse(service->flags & SVC_INTERNAL_DROP
 					   ? EHOSTUNREACH

@@ -148,9 +148,10 @@ struct config {
 	__u32 flags;		/* CONFIG_* */
 	__be32 snat6[4];
 	__u64 netns_cookie;	/* the socket hooks act in this namespace only; 0: in every one */
-	__u16 snat_port_min;	/* host byte order, inclusive */
+	__u16 snat_port_min;	/* this instance's own ports, host byte order, inclusive */
 	__u16 snat_port_max;
-	__u32 pad;
+	__u16 snat_wide_min;	/* those of all instances, when its own run out; 0 to 0: none */
+	__u16 snat_wide_max;
 };
 
 /* ---- socket hooks ---- */

@@ -2,12 +2,9 @@
 
 use std::{
     env,
-    fs::File,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    path::Path,
     thread,
     time::Duration,
 };
@@ -15,13 +12,14 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
-    programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions},
+    programs::{ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, tc},
 };
-use nix::sched::{CloneFlags, setns};
 
 use crate::{
     frame::{Frame, Proto},
+    netns::{TAP, VETH, node_namespace},
     nets::{Net, V4, V6},
+    tap::Tap,
 };
 
 /// The object under test, unless `KUBENET_BPF_OBJECT` names another, to compare builds.
@@ -71,56 +69,53 @@ pub enum Hook {
 const POD_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 const EXTERNAL_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 
-const SET_UP: &str = "
-link set lo up
-link add pod0 address 02:00:00:00:01:01 type veth peer name pod0p
-link add ext0 address 02:00:00:00:02:01 type veth peer name ext0p
-link set pod0 up
-link set pod0p up
-link set ext0 up
-link set ext0p up
-addr add 192.0.2.1/24 dev ext0
-addr add 192.0.2.9/24 dev ext0
-addr add 2001:db8::1/64 dev ext0 nodad
-addr add 2001:db8::9/64 dev ext0 nodad
-addr add fe80::1/64 dev pod0 nodad
-route add 10.1.0.0/24 dev pod0
-route add fd01::/64 dev pod0
-route add 10.2.0.0/24 via 192.0.2.2
-route add fd02::/64 via 2001:db8::2
-route add 10.3.0.0/24 via 192.0.2.2 mtu lock 1300
-route add fd03::/64 via 2001:db8::2 mtu lock 1300
-route add blackhole 10.9.0.0/24
-route add blackhole fd09::/64
-route add default via 192.0.2.254
-route add default via 2001:db8::fe
-";
-
 /// Runs a test on a thread of its own in a namespace of its own. Without root it is skipped, in CI it fails.
 pub fn on_bench(test: impl FnOnce(&mut Bench) + Send) {
+    run_on(VETH, test);
+}
+
+/// Runs a test once for each family and protocol, on one bench.
+pub fn for_each_kind(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
+    on_bench(|bench| each_kind(bench, |bench, net, proto| test(bench, net, proto)));
+}
+
+/// The same with real frames at the external device, where the programs are attached.
+pub fn for_each_kind_on_tap(test: impl Fn(&mut Bench, &mut Tap, Net, Proto) + Send + Sync) {
+    if !Path::new("/dev/net/tun").exists() {
+        return skip("there is no /dev/net/tun");
+    }
+    run_on(TAP, |bench| {
+        let mut tap = Tap::open("ext0");
+        bench.attach();
+        each_kind(bench, |bench, net, proto| test(bench, &mut tap, net, proto));
+    });
+}
+
+/// Says why a test is skipped; where nothing may be skipped, that is a failure.
+fn skip(why: &str) {
+    assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "skipped in CI: {why}");
+    eprintln!("skipped: {why}");
+}
+
+fn run_on(external: &str, test: impl FnOnce(&mut Bench) + Send) {
     if !nix::unistd::geteuid().is_root() {
-        assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "needs root");
-        eprintln!("skipped: loading BPF programs needs root");
-        return;
+        return skip("loading BPF programs needs root");
     }
     thread::scope(|scope| {
-        if let Err(panic) = scope.spawn(|| test(&mut Bench::new())).join() {
+        if let Err(panic) = scope.spawn(|| test(&mut Bench::new(external))).join() {
             std::panic::resume_unwind(panic);
         }
     });
 }
 
-/// Runs a test once for each family and protocol, on one bench.
-pub fn for_each_kind(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
-    on_bench(|bench| {
-        for net in [V4, V6] {
-            for proto in [Proto::Tcp, Proto::Udp] {
-                eprintln!("{proto:?} from {}", net.pod);
-                bench.clear();
-                test(bench, net, proto);
-            }
+fn each_kind(bench: &mut Bench, mut test: impl FnMut(&mut Bench, Net, Proto)) {
+    for net in [V4, V6] {
+        for proto in [Proto::Tcp, Proto::Udp] {
+            eprintln!("{proto:?} from {}", net.pod);
+            bench.clear();
+            test(bench, net, proto);
         }
-    });
+    }
 }
 
 /// What a program did.
@@ -140,22 +135,8 @@ pub struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("kubenet-pkt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        ip(&format!("netns add {name}"));
-        let entered = File::open(format!("/run/netns/{name}"))
-            .and_then(|file| setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(Into::into));
-        // From here on the namespace lives as long as this thread, whatever happens.
-        ip(&format!("netns del {name}"));
-        entered.expect("enter the namespace");
-
-        for line in SET_UP.lines().filter(|line| !line.is_empty()) {
-            ip(line);
-        }
-        for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-            std::fs::write(format!("/proc/sys/net/{file}"), "1").expect("switch forwarding on");
-        }
+    fn new(external: &str) -> Self {
+        node_namespace(external);
 
         let object = env::var("KUBENET_BPF_OBJECT").unwrap_or_else(|_| OBJECT.into());
         let mut loader = EbpfLoader::new();
@@ -169,6 +150,17 @@ impl Bench {
         let index = |name| nix::net::if_::if_nametoindex(name).expect("device");
         let (pod0, ext0) = (index("pod0"), index("ext0"));
         Self { ebpf, pod0, ext0, next_backend: 1, next_slot: 0, next_service: 1 }
+    }
+
+    /// Attaches the programs to the external device.
+    fn attach(&mut self) {
+        // Needed before TCX; refused, rightly, when it is there.
+        let _ = tc::qdisc_add_clsact("ext0");
+        for (name, side) in
+            [("kubenet_from_external", TcAttachType::Ingress), ("kubenet_to_device", TcAttachType::Egress)]
+        {
+            program(&mut self.ebpf, name).attach("ext0", side).expect("attach");
+        }
     }
 
     /// No Services and no flows; the facts about the node as they are in most tests.
@@ -476,12 +468,4 @@ fn service_key(frontend: SocketAddr, proto: Proto) -> Vec<u8> {
     key.extend(frontend.port().to_be_bytes());
     key.extend([proto.number(), 0]);
     key
-}
-
-/// Runs `ip` in the namespace of this thread.
-fn ip(arguments: &str) {
-    let six = arguments.contains("fd0") || arguments.contains("2001:");
-    let family = if six { &["-6"][..] } else { &[] };
-    let output = Command::new("ip").args(family).args(arguments.split(' ')).output().expect("run ip");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -230,8 +230,22 @@ impl Frame {
         out
     }
 
-    /// The ICMP error that refuses this datagram.
+    /// The ICMP error that refuses this datagram. In IPv6, its unused word holds the pseudo header's sum.
     pub fn port_unreachable(&self) -> Vec<u8> {
-        self.icmp((3, 3), (1, 4), 0)
+        let quoted = 8 + self.l4() - L3 + 8;
+        let sum = if self.from.is_ipv4() { 0 } else { self.pseudo_sum(58, quoted) };
+        self.icmp((3, 3), (1, 4), sum.into())
+    }
+
+    /// The sum of the pseudo header for so many bytes of a protocol, in either direction.
+    pub fn pseudo_sum(&self, protocol: u8, len: usize) -> u16 {
+        let addresses = if self.from.is_ipv4() { L3 + 12..L3 + 20 } else { L3 + 8..L3 + 40 };
+        let bytes = self.bytes();
+        let words = bytes[addresses].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let mut sum = words.sum::<u32>() + u32::from(protocol) + len as u32;
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
     }
 }

@@ -11,7 +11,9 @@
 
 mod bench;
 mod frame;
+mod netns;
 mod nets;
+mod tap;
 
 mod flows;
 mod headers;
@@ -20,3 +22,4 @@ mod masquerade;
 mod pass;
 mod refuse;
 mod size;
+mod wire;
