@@ -139,8 +139,10 @@ fn a_service_without_backends_refuses_or_drops() {
                 assert!(matches!(udp, Err(RequestError::Refused)), "{client} to {to}, UDP: {udp:?}");
             }
             let short = Duration::from_millis(300);
-            let dropped = lab.http_get(place(client), service(family, 2), short).unwrap_err();
-            assert!(!matches!(dropped, RequestError::Refused), "{client}: {dropped:?}");
+            let dropped = lab.http_get(place(client), service(family, 2), short);
+            assert!(matches!(dropped, Err(RequestError::TimedOut { .. })), "{client}: {dropped:?}");
+            let dropped = lab.udp_ask(place(client), service(family, 2), short);
+            assert!(matches!(dropped, Err(RequestError::TimedOut { .. })), "{client}, UDP: {dropped:?}");
         }
     }
     let metrics = block_on(datapath.metrics()).unwrap();
