@@ -19,59 +19,24 @@ use kubenet_core::{
     route::{RouteDelta, RouteTable},
     router::{RouterError, RouterOptions, ServiceRouter},
 };
-use kubenet_testkit::memory::MemoryDatapath;
+use kubenet_testkit::{
+    faults::{Call, FaultyDatapath},
+    memory::{Delivery, Flow, MemoryDatapath},
+};
 use parking_lot::Mutex;
 
-/// Counts what reaches a memory datapath, and fails where told.
-#[derive(Debug, Default)]
-struct Scripted {
+/// A memory datapath on which routes of one Service fail alone, so many times.
+#[derive(Debug)]
+struct BadRoute {
     memory: MemoryDatapath,
-    script: Mutex<Script>,
-}
-
-#[derive(Debug, Default)]
-struct Script {
-    /// Errors for the next calls of `apply` and `replace`, in order.
-    fail: Vec<ErrorKind>,
-    /// Routes of this Service fail alone, so many times.
-    fail_route: Option<(&'static str, u32)>,
-    replaces: u32,
-    applies: u32,
-    drains: u32,
-    flows: u64,
-    closed: Option<Close>,
-}
-
-impl Scripted {
-    fn next_error(&self) -> Result<(), DatapathError> {
-        let mut script = self.script.lock();
-        if script.fail.is_empty() {
-            return Ok(());
-        }
-        let kind = script.fail.remove(0);
-        Err(DatapathError::new("scripted", "apply", kind, "wanted by the test"))
-    }
-
-    fn fail_routes(&self, delta: &RouteDelta, report: &mut ApplyReport) {
-        let mut script = self.script.lock();
-        let Some((service, times)) = &mut script.fail_route else { return };
-        for route in delta.upserts.iter().filter(|route| &*route.service_port.service == *service) {
-            if *times > 0 {
-                *times -= 1;
-                report.failed.push(FailedRoute {
-                    frontend: route.frontend,
-                    service_port: route.service_port.clone(),
-                    error: DatapathError::new("scripted", "apply", ErrorKind::Capacity, "wanted by the test"),
-                });
-            }
-        }
-    }
+    service: &'static str,
+    times: Mutex<usize>,
 }
 
 #[async_trait]
-impl Datapath for Scripted {
+impl Datapath for BadRoute {
     fn name(&self) -> &'static str {
-        "scripted"
+        "bad-route"
     }
 
     fn capabilities(&self) -> &Capabilities {
@@ -79,16 +44,27 @@ impl Datapath for Scripted {
     }
 
     async fn replace(&self, table: Arc<RouteTable>) -> Result<ApplyReport, DatapathError> {
-        self.script.lock().replaces += 1;
-        self.next_error()?;
         self.memory.replace(table).await
     }
 
     async fn apply(&self, delta: Arc<RouteDelta>) -> Result<ApplyReport, DatapathError> {
-        self.script.lock().applies += 1;
-        self.next_error()?;
         let mut report = self.memory.apply(Arc::clone(&delta)).await?;
-        self.fail_routes(&delta, &mut report);
+        let mut times = self.times.lock();
+        for route in delta.upserts.iter().filter(|route| &*route.service_port.service == self.service) {
+            if *times > 0 {
+                *times -= 1;
+                report.failed.push(FailedRoute {
+                    frontend: route.frontend,
+                    service_port: route.service_port.clone(),
+                    error: DatapathError::new(
+                        "bad-route",
+                        "apply",
+                        ErrorKind::Capacity,
+                        "wanted by the test",
+                    ),
+                });
+            }
+        }
         Ok(report)
     }
 
@@ -101,13 +77,10 @@ impl Datapath for Scripted {
     }
 
     async fn drain(&self) -> Result<DrainStatus, DatapathError> {
-        let mut script = self.script.lock();
-        script.drains += 1;
-        Ok(DrainStatus { flows: script.flows })
+        self.memory.drain().await
     }
 
     async fn close(&self, how: Close) -> Result<(), DatapathError> {
-        self.script.lock().closed = Some(how);
         self.memory.close(how).await
     }
 
@@ -144,10 +117,48 @@ fn fast() -> RouterOptions {
     options
 }
 
-fn start(script: Script) -> (ServiceRouter, Arc<Scripted>) {
-    let datapath = Arc::new(Scripted { script: Mutex::new(script), ..Scripted::default() });
-    let router = ServiceRouter::start_with(node(), Arc::clone(&datapath) as _, fast()).unwrap();
-    (router, datapath)
+/// A memory datapath, and the same with faults for the router.
+struct Subject {
+    memory: Arc<MemoryDatapath>,
+    faulty: Arc<FaultyDatapath>,
+}
+
+impl Subject {
+    fn new() -> Self {
+        let memory = Arc::new(MemoryDatapath::new());
+        Self { faulty: Arc::new(FaultyDatapath::new(Arc::clone(&memory) as _)), memory }
+    }
+
+    fn datapath(&self) -> Arc<dyn Datapath> {
+        Arc::clone(&self.faulty) as _
+    }
+
+    fn routes(&self) -> usize {
+        block_on(self.memory.read()).unwrap().len()
+    }
+
+    fn is_closed(&self) -> bool {
+        block_on(self.memory.read()).is_err()
+    }
+}
+
+fn start() -> (ServiceRouter, Subject) {
+    let subject = Subject::new();
+    (ServiceRouter::start_with(node(), subject.datapath(), fast()).unwrap(), subject)
+}
+
+/// One that serves Service a with one endpoint.
+fn serving() -> (ServiceRouter, Subject) {
+    let (router, subject) = start();
+    let slices = vec![slice("a", "10.244.1.2")];
+    router.submit(Change::Snapshot { services: vec![service("a", "10.96.0.1")], slices }).unwrap();
+    block_on(router.flush()).unwrap();
+    (router, subject)
+}
+
+/// A connection to Service a.
+fn connection() -> Flow {
+    Flow::new("10.244.1.9:4000".parse().unwrap(), "10.96.0.1:80".parse().unwrap(), Protocol::Tcp)
 }
 
 /// Waits for what the router does on its own.
@@ -161,10 +172,10 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
 
 #[test]
 fn k0_nothing_is_written_before_everything_was_listed_once() {
-    let (router, datapath) = start(Script::default());
+    let (router, subject) = start();
     router.submit(service("a", "10.96.0.1")).unwrap();
     assert!(matches!(block_on(router.flush()), Err(RouterError::NotSynced)));
-    assert_eq!(datapath.script.lock().replaces, 0);
+    assert_eq!(Call::ALL.map(|call| subject.faulty.calls(call)), [0; 6]);
     router.synced().unwrap();
     let status = block_on(router.flush()).unwrap();
     assert!(status.is_healthy());
@@ -173,29 +184,27 @@ fn k0_nothing_is_written_before_everything_was_listed_once() {
 
 #[test]
 fn a_snapshot_is_complete_by_itself() {
-    let (router, datapath) = start(Script::default());
-    let slices = vec![slice("a", "10.244.1.2")];
-    router.submit(Change::Snapshot { services: vec![service("a", "10.96.0.1")], slices }).unwrap();
+    let (router, subject) = start();
+    let services = vec![service("a", "10.96.0.1")];
+    router.submit(Change::Snapshot { services, slices: Vec::new() }).unwrap();
     eventually("the snapshot is applied without being asked", || router.status().is_healthy());
-    assert_eq!(datapath.script.lock().replaces, 1);
-    assert_eq!(block_on(datapath.read()).unwrap().len(), 1);
+    assert_eq!(subject.faulty.calls(Call::Replace), 1);
+    assert_eq!(subject.routes(), 1);
 }
 
 #[test]
 fn k1_a_burst_is_one_update() {
-    let (router, datapath) = start(Script::default());
-    router.synced().unwrap();
-    block_on(router.flush()).unwrap();
+    let (router, subject) = serving();
     let burst = (1..=200).map(|i| Change::from(service(&format!("s{i}"), &format!("10.96.1.{i}"))));
     router.submit_all(burst).unwrap();
     block_on(router.flush()).unwrap();
-    assert_eq!(datapath.script.lock().applies, 1);
-    assert_eq!(router.status().routes, 200);
+    assert_eq!(subject.faulty.calls(Call::Apply), 1);
+    assert_eq!(router.status().routes, 201);
 }
 
 #[test]
 fn a_stream_feeds_the_router() {
-    let (router, _) = start(Script::default());
+    let (router, _subject) = start();
     let changes = [Change::from(service("a", "10.96.0.1")), Change::from(slice("a", "10.244.1.2"))];
     block_on(router.follow(stream::iter(changes))).unwrap();
     router.synced().unwrap();
@@ -204,123 +213,120 @@ fn a_stream_feeds_the_router() {
 
 #[test]
 fn a_failed_update_is_reported_and_retried_with_everything_that_came_meanwhile() {
-    let (router, datapath) = start(Script::default());
-    router.synced().unwrap();
-    block_on(router.flush()).unwrap();
-    datapath.script.lock().fail = vec![ErrorKind::Unavailable; 3];
-    router.submit(service("a", "10.96.0.1")).unwrap();
-    let error = block_on(router.flush()).unwrap_err();
-    assert!(error.to_string().contains("wanted by the test"), "{error}");
+    let (router, subject) = serving();
+    subject.faulty.fail_next(Call::Apply, 3, ErrorKind::Unavailable);
     router.submit(service("b", "10.96.0.2")).unwrap();
+    let error = block_on(router.flush()).unwrap_err();
+    assert!(matches!(error, RouterError::Datapath(error) if error.kind() == ErrorKind::Unavailable));
+    assert_eq!(subject.routes(), 1, "the last good state");
+    router.submit(service("c", "10.96.0.3")).unwrap();
     eventually("the retry succeeds", || router.status().is_healthy());
-    assert_eq!(block_on(datapath.read()).unwrap().len(), 2);
-    assert_eq!(datapath.script.lock().replaces, 1, "deltas were enough");
+    assert_eq!(subject.routes(), 3);
+    assert_eq!(subject.faulty.calls(Call::Replace), 1, "deltas were enough");
 }
 
 #[test]
 fn a_conflict_is_resolved_by_a_full_replacement() {
-    let (router, datapath) = start(Script::default());
-    router.synced().unwrap();
-    block_on(router.flush()).unwrap();
-    datapath.script.lock().fail = vec![ErrorKind::Conflict];
-    router.submit(service("a", "10.96.0.1")).unwrap();
+    let (router, subject) = serving();
+    subject.faulty.fail_next(Call::Apply, 1, ErrorKind::Conflict);
+    router.submit(service("b", "10.96.0.2")).unwrap();
     assert!(block_on(router.flush()).unwrap().is_healthy());
-    assert_eq!(datapath.script.lock().replaces, 2);
+    assert_eq!(subject.faulty.calls(Call::Replace), 2);
+    assert_eq!(subject.routes(), 2);
 }
 
 #[test]
 fn a_route_that_fails_alone_is_named_and_retried_alone() {
-    let (router, datapath) = start(Script::default());
+    let memory = MemoryDatapath::new();
+    let datapath = Arc::new(BadRoute { memory, service: "bad", times: Mutex::new(2) });
+    let router = ServiceRouter::start_with(node(), datapath, fast()).unwrap();
     router.synced().unwrap();
     block_on(router.flush()).unwrap();
-    datapath.script.lock().fail_route = Some(("bad", 2));
     router.submit_all([service("good", "10.96.0.1").into(), service("bad", "10.96.0.2").into()]).unwrap();
     let status = block_on(router.flush()).unwrap();
     assert_eq!(status.failed.len(), 1);
     assert_eq!(&*status.failed[0].service_port.service, "bad");
     assert!(!status.is_healthy());
     eventually("the route is served", || router.status().is_healthy());
-    assert_eq!(datapath.script.lock().replaces, 1);
+}
+
+#[test]
+fn submitting_never_waits_for_a_datapath_that_stalls() {
+    let (router, subject) = serving();
+    let stall = subject.faulty.stall(Call::Apply);
+    router.submit(service("b", "10.96.0.2")).unwrap();
+    eventually("the call is held", || subject.faulty.calls(Call::Apply) == 1);
+    router.submit(service("c", "10.96.0.3")).unwrap();
+    assert!(!router.status().is_healthy());
+    stall.release();
+    eventually("both arrive", || router.status().is_healthy() && subject.routes() == 3);
 }
 
 #[test]
 fn k3_an_audit_finds_and_repairs_what_somebody_changed() {
-    let (router, datapath) = start(Script::default());
-    router
-        .submit(Change::Snapshot { services: vec![service("a", "10.96.0.1")], slices: Vec::new() })
-        .unwrap();
-    block_on(router.flush()).unwrap();
+    let (router, subject) = serving();
     assert_eq!(block_on(router.audit()).unwrap(), None);
     let vandal = RouteTable::new(router.status().applied, Arc::default(), []);
-    block_on(datapath.memory.replace(Arc::new(vandal))).unwrap();
+    block_on(subject.memory.replace(Arc::new(vandal))).unwrap();
     let found = block_on(router.audit()).unwrap().unwrap();
     assert!(found.contains("10.96.0.1:80/TCP (demo/a)"), "{found}");
-    assert_eq!(block_on(datapath.read()).unwrap().len(), 1);
+    assert_eq!(subject.routes(), 1);
     assert_eq!(block_on(router.audit()).unwrap(), None);
 }
 
 #[test]
 fn a_swap_programs_the_new_datapath_then_drains_and_removes_the_old_one() {
-    let (router, old) = start(Script { flows: 3, ..Script::default() });
-    router
-        .submit(Change::Snapshot { services: vec![service("a", "10.96.0.1")], slices: Vec::new() })
-        .unwrap();
-    block_on(router.flush()).unwrap();
-    let new = Arc::new(Scripted::default());
-    let report = block_on(router.swap(Arc::clone(&new) as _, Duration::from_secs(60))).unwrap();
-    assert_eq!(report.draining_flows, 3);
-    assert_eq!(block_on(new.read()).unwrap().len(), 1);
+    let (router, old) = serving();
+    old.memory.connect(&connection());
+    let new = Subject::new();
+    let report = block_on(router.swap(new.datapath(), Duration::from_secs(60))).unwrap();
+    assert_eq!(report.draining_flows, 1);
+    assert_eq!(new.routes(), 1);
     assert_eq!(router.status().retiring.len(), 1);
-    assert_eq!(old.script.lock().closed, None);
-    old.script.lock().flows = 0;
+    assert!(!old.is_closed());
+    assert!(matches!(old.memory.send(&connection()), Delivery::To(_)), "the old flow lives on");
+    old.memory.disconnect(&connection());
     eventually("the old datapath is removed", || router.status().retiring.is_empty());
-    assert_eq!(old.script.lock().closed, Some(Close::Remove));
+    assert!(old.is_closed());
     router.submit(service("b", "10.96.0.2")).unwrap();
     assert!(block_on(router.flush()).unwrap().is_healthy());
-    assert_eq!(block_on(new.read()).unwrap().len(), 2);
+    assert_eq!(new.routes(), 2);
 }
 
 #[test]
 fn a_deadline_ends_the_drain() {
-    let (router, old) = start(Script { flows: 3, ..Script::default() });
-    router.synced().unwrap();
-    block_on(router.flush()).unwrap();
-    block_on(router.swap(Arc::new(Scripted::default()), Duration::from_millis(20))).unwrap();
-    eventually("the old datapath is removed", || old.script.lock().closed == Some(Close::Remove));
+    let (router, old) = serving();
+    old.memory.connect(&connection());
+    block_on(router.swap(Subject::new().datapath(), Duration::from_millis(20))).unwrap();
+    eventually("the old datapath is removed", || old.is_closed());
 }
 
 #[test]
 fn a_swap_that_fails_leaves_the_old_datapath_at_work() {
-    let (router, old) = start(Script::default());
-    router
-        .submit(Change::Snapshot { services: vec![service("a", "10.96.0.1")], slices: Vec::new() })
-        .unwrap();
-    block_on(router.flush()).unwrap();
-    let broken = Scripted::default();
-    broken.script.lock().fail = vec![ErrorKind::Permission];
-    let error = block_on(router.swap(Arc::new(broken), Duration::ZERO)).unwrap_err();
+    let (router, old) = serving();
+    let broken = Subject::new();
+    broken.faulty.fail_next(Call::Replace, 1, ErrorKind::Permission);
+    let error = block_on(router.swap(broken.datapath(), Duration::ZERO)).unwrap_err();
     assert!(matches!(error, RouterError::Datapath(error) if error.kind() == ErrorKind::Permission));
-    assert_eq!(old.script.lock().drains, 0);
+    assert_eq!(old.faulty.calls(Call::Drain), 0);
     router.submit(service("b", "10.96.0.2")).unwrap();
     assert!(block_on(router.flush()).unwrap().is_healthy());
-    assert_eq!(block_on(old.read()).unwrap().len(), 2);
+    assert_eq!(old.routes(), 2);
 }
 
 #[test]
 fn a_datapath_swapped_for_itself_goes_on() {
-    let (router, datapath) = start(Script { flows: 1, ..Script::default() });
-    router.synced().unwrap();
-    block_on(router.flush()).unwrap();
-    block_on(router.swap(Arc::clone(&datapath) as _, Duration::ZERO)).unwrap();
-    assert_eq!(datapath.script.lock().drains, 0);
+    let (router, subject) = serving();
+    block_on(router.swap(subject.datapath(), Duration::ZERO)).unwrap();
+    assert_eq!(subject.faulty.calls(Call::Drain), 0);
     assert!(router.status().retiring.is_empty());
 }
 
 #[test]
 fn a_closed_router_says_so() {
-    let (router, datapath) = start(Script::default());
+    let (router, subject) = serving();
     block_on(router.close(Close::Remove)).unwrap();
-    assert_eq!(datapath.script.lock().closed, Some(Close::Remove));
+    assert!(subject.is_closed());
     eventually("the thread has ended", || {
         matches!(router.submit(service("a", "10.96.0.1")), Err(RouterError::Closed))
     });
