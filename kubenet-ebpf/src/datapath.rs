@@ -124,8 +124,8 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     );
     add(
         "ICMP errors",
-        "errors about translated flows, such as fragmentation needed, are not translated back: clients need \
-         the path's MTU on their route",
+        "errors that routers send about translated flows are not translated back; a packet that is too big for \
+         the way to its backend is answered by this node itself",
     );
     if builder.cgroup.is_none() {
         add(

@@ -179,6 +179,11 @@ impl Attachments {
         })
     }
 
+    /// Whether packets meet the programs.
+    pub(crate) fn is_active(&self) -> bool {
+        self.active
+    }
+
     /// Attaches what is not attached. The first time, either everything is attached afterwards or nothing.
     /// Later an interface that is gone is reported as an event: the others must go on.
     pub(crate) fn ensure(&mut self, ebpf: &mut Ebpf, operation: &'static str) -> Result<(), DatapathError> {

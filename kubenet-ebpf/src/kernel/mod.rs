@@ -142,7 +142,10 @@ impl Engine {
         let removals = delta.removals.iter().filter(|f| state.get(f).is_some()).copied().collect();
         let outcome = self.program(OPERATION, (upserts, removals));
         self.state.revision = delta.revision;
-        self.attachments.ensure(&mut self.ebpf, OPERATION)?;
+        // Later, only `replace` looks at every interface: the cost of a change is that of what changes.
+        if !self.attachments.is_active() {
+            self.attachments.ensure(&mut self.ebpf, OPERATION)?;
+        }
         Ok(self.report(outcome, begin))
     }
 

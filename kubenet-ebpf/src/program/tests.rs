@@ -253,11 +253,8 @@ proptest! {
         tables in prop::collection::vec((prop::collection::vec(arbitrary_route(), 0..12), 0u64..1500), 1..12),
         (slots, backends, services) in (4u32..20, 4u32..12, 1u32..6),
     ) {
-        let mut sizes = MapSizes::default();
-        sizes.slots = slots;
-        sizes.backends4 = backends;
-        sizes.backends6 = backends;
-        sizes.services = services;
+        let sizes =
+            MapSizes { slots, backends4: backends, backends6: backends, services, ..MapSizes::default() };
         let mut state = State::new(sizes.clone());
         let mut memory = Memory::new(sizes);
         let mut now = Duration::ZERO;
@@ -298,8 +295,7 @@ fn route_with(port: u16, backends: u8) -> Arc<Route> {
 
 #[test]
 fn a_table_that_is_full_of_what_rests_waits_for_a_grace_period() {
-    let mut sizes = MapSizes::default();
-    sizes.slots = 5;
+    let sizes = MapSizes { slots: 5, ..MapSizes::default() };
     let mut state = State::new(sizes.clone());
     let mut memory = Memory::new(sizes);
     let now = Duration::ZERO;
