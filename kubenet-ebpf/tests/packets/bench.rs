@@ -2,8 +2,8 @@
 
 use std::{
     env,
-    io::ErrorKind,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     path::Path,
     thread,
     time::Duration,
@@ -12,8 +12,10 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
-    programs::{ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, tc},
+    programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, tc},
 };
+
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::{
     frame::{Frame, Proto},
@@ -222,15 +224,20 @@ impl Bench {
         }
     }
 
-    /// Flags, and the ports to masquerade with.
-    pub fn configure(&mut self, flags: u32, ports: std::ops::RangeInclusive<u16>) {
+    /// Flags, and this instance's ports to masquerade with.
+    pub fn configure(&mut self, flags: u32, ports: RangeInclusive<u16>) {
+        self.configure_shared(flags, ports, 0..=0);
+    }
+
+    /// The same with the ports of all instances.
+    pub fn configure_shared(&mut self, flags: u32, own: RangeInclusive<u16>, all: RangeInclusive<u16>) {
         let mut value = octets(V4.node);
         value.extend(flags.to_ne_bytes());
         value.extend(octets(V6.node));
         value.extend(0u64.to_ne_bytes());
-        value.extend(ports.start().to_ne_bytes());
-        value.extend(ports.end().to_ne_bytes());
-        value.extend([0; 4]);
+        for port in [own.start(), own.end(), all.start(), all.end()] {
+            value.extend(port.to_ne_bytes());
+        }
         self.set::<40>("config", 0, &value);
     }
 
@@ -445,15 +452,12 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).expect(name)
 }
 
-/// A signal that is pending makes the verifier give up for now.
+/// The verifier gives up when a signal is pending, be it only that another test's child has ended.
 fn load(program: &mut SchedClassifier) {
-    for _ in 0..5 {
-        match program.load() {
-            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == ErrorKind::WouldBlock => {}
-            result => return result.expect("the verifier accepts the program"),
-        }
-    }
-    panic!("the verifier was interrupted again and again");
+    let old = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).expect("block signals");
+    let loaded = program.load();
+    old.thread_set_mask().expect("let signals come");
+    loaded.expect("the verifier accepts the program");
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -192,3 +192,33 @@ fn a_quiet_tcp_connection_is_kept() {
         bench.expect_forwarded(Hook::FromPod, there, flow.client, flow.old);
     });
 }
+
+#[test]
+fn an_ended_connection_does_not_take_the_answer_to_another() {
+    for_each_kind(|bench, net, proto| {
+        if proto == Proto::Udp {
+            return;
+        }
+        for hook in [Hook::FromExternal, Hook::ToDevice] {
+            bench.clear();
+            let flow = established(bench, net, proto);
+            let reset = flow.syn(proto).flags(Flags::Rst);
+            bench.expect_forwarded(Hook::FromPod, reset, flow.client, flow.old);
+            // Another datapath translated the new SYN: its answer is not ours.
+            let answer = Frame::new(proto, flow.old, flow.client).flags(Flags::SynAck);
+            bench.expect_passed(hook, answer);
+            assert_eq!(bench.entries(), 0);
+        }
+    });
+}
+
+#[test]
+fn a_range_that_is_just_being_replaced_still_serves() {
+    for_each_kind(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.set_backend(id, backend, 0, 1);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+    });
+}

@@ -143,3 +143,18 @@ fn a_second_frontend_takes_over_the_clients_port_when_the_first_flow_has_ended()
         assert_eq!(bench.entries(), 2);
     });
 }
+
+#[test]
+fn ports_of_all_instances_serve_when_the_own_ones_run_out() {
+    for_each_kind(|bench, net, proto| {
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        bench.configure_shared(0, 20000..=20000, 25000..=25999);
+        let client = |port| Frame::new(proto, at(net.outside, port), frontend);
+        assert_eq!(open(bench, net, Hook::FromExternal, client(1), backend), 20000);
+        for i in 2..10 {
+            assert!((25000..=25999).contains(&open(bench, net, Hook::FromExternal, client(i), backend)));
+        }
+    });
+}

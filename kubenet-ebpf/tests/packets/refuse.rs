@@ -77,3 +77,15 @@ fn a_packet_with_extension_headers_is_dropped_instead() {
         bench.expect_dropped(Hook::FromPod, frame, Metric::Malformed);
     });
 }
+
+#[test]
+fn what_this_node_sends_to_a_service_that_drops_does_not_leave() {
+    for_each_kind(|bench, net, proto| {
+        bench.serve(at(net.vip, 80), proto, INTERNAL_DROP, &[], &[]);
+        bench.serve(at(net.vip, 81), proto, EXTERNAL_DROP, &[], &[]);
+        let frame = |port| Frame::new(proto, at(net.node, 40000), at(net.vip, port));
+        bench.expect_dropped(Hook::ToDevice, frame(80), Metric::NoLocalBackend);
+        bench.expect_passed(Hook::ToDevice, frame(81));
+        bench.expect_passed(Hook::ToDevice, frame(82));
+    });
+}
