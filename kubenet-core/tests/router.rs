@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -251,6 +254,57 @@ fn a_route_that_fails_alone_is_named_and_retried_alone() {
 }
 
 #[test]
+fn a_route_that_keeps_failing_holds_up_no_other_change() {
+    let memory = MemoryDatapath::new();
+    let datapath = Arc::new(BadRoute { memory, service: "bad", times: Mutex::new(usize::MAX) });
+    let mut options = fast();
+    options.retry_min = Duration::from_secs(600);
+    options.retry_max = Duration::from_secs(600);
+    let router = ServiceRouter::start_with(node(), Arc::clone(&datapath) as _, options).unwrap();
+    router.synced().unwrap();
+    router.submit(service("bad", "10.96.0.2")).unwrap();
+    block_on(router.flush()).unwrap();
+    // Not by flush(), which waits for nothing.
+    router.submit(service("good", "10.96.0.1")).unwrap();
+    eventually("the other route is applied", || block_on(datapath.read()).unwrap().len() == 2);
+}
+
+#[test]
+fn routes_that_failed_are_listed_once_after_a_conflict() {
+    let mut capabilities = Capabilities::basic();
+    capabilities.protocols = [Protocol::Udp].into();
+    let memory = Arc::new(MemoryDatapath::with_capabilities(capabilities));
+    let faulty = Arc::new(FaultyDatapath::new(memory));
+    let router = ServiceRouter::start_with(node(), Arc::clone(&faulty) as _, fast()).unwrap();
+    router.submit(service("a", "10.96.0.1")).unwrap();
+    router.synced().unwrap();
+    assert_eq!(block_on(router.flush()).unwrap().failed.len(), 1);
+    faulty.fail_next(Call::Apply, 1, ErrorKind::Conflict);
+    router.submit(service("b", "10.96.0.2")).unwrap();
+    assert_eq!(block_on(router.flush()).unwrap().failed.len(), 2);
+}
+
+#[test]
+fn a_feed_without_end_starves_nothing() {
+    let (router, subject) = start();
+    router.synced().unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in (0..250u8).cycle() {
+                if stop.load(Ordering::Relaxed)
+                    || router.submit(service("a", &format!("10.96.0.{i}"))).is_err()
+                {
+                    break;
+                }
+            }
+        });
+        eventually("updates arrive all the same", || subject.faulty.calls(Call::Apply) > 3);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn submitting_never_waits_for_a_datapath_that_stalls() {
     let (router, subject) = serving();
     let stall = subject.faulty.stall(Call::Apply);
@@ -280,7 +334,7 @@ fn a_swap_programs_the_new_datapath_then_drains_and_removes_the_old_one() {
     old.memory.connect(&connection());
     let new = Subject::new();
     let report = block_on(router.swap(new.datapath(), Duration::from_secs(60))).unwrap();
-    assert_eq!(report.draining_flows, 1);
+    assert_eq!(report.draining_flows, Some(1));
     assert_eq!(new.routes(), 1);
     assert_eq!(router.status().retiring.len(), 1);
     assert!(!old.is_closed());
@@ -299,6 +353,58 @@ fn a_deadline_ends_the_drain() {
     old.memory.connect(&connection());
     block_on(router.swap(Subject::new().datapath(), Duration::from_millis(20))).unwrap();
     eventually("the old datapath is removed", || old.is_closed());
+}
+
+#[test]
+fn a_swap_waits_for_ever_where_it_is_told_to() {
+    let (router, old) = serving();
+    old.memory.connect(&connection());
+    block_on(router.swap(Subject::new().datapath(), Duration::MAX)).unwrap();
+    assert_eq!(router.status().retiring.len(), 1);
+    block_on(router.close(Close::Remove)).unwrap();
+    assert!(old.is_closed());
+}
+
+#[test]
+fn a_datapath_that_serves_less_does_not_take_over() {
+    let (router, old) = serving();
+    let mut capabilities = Capabilities::basic();
+    capabilities.protocols = [Protocol::Udp].into();
+    let less = Arc::new(MemoryDatapath::with_capabilities(capabilities));
+    let error = block_on(router.swap(less, Duration::ZERO)).unwrap_err();
+    assert!(error.to_string().contains("10.96.0.1:80/TCP (demo/a)"), "{error}");
+    assert_eq!(old.faulty.calls(Call::Drain), 0);
+    assert!(router.status().is_healthy());
+}
+
+#[test]
+fn an_old_datapath_that_cannot_go_yet_is_asked_again() {
+    let (router, old) = serving();
+    old.faulty.fail_next(Call::Close, 2, ErrorKind::Unavailable);
+    block_on(router.swap(Subject::new().datapath(), Duration::ZERO)).unwrap();
+    eventually("it is removed", || router.status().retiring.is_empty());
+    assert!(old.is_closed());
+    block_on(router.close(Close::Remove)).unwrap();
+}
+
+#[test]
+fn an_old_datapath_that_cannot_be_removed_is_reported_when_the_router_is_closed() {
+    let (router, old) = serving();
+    old.faulty.fail_next(Call::Close, 1, ErrorKind::Internal);
+    block_on(router.swap(Subject::new().datapath(), Duration::ZERO)).unwrap();
+    eventually("it is given up", || router.status().retiring.is_empty());
+    let error = block_on(router.close(Close::Remove)).unwrap_err();
+    assert!(matches!(error, RouterError::Close(errors) if errors.len() == 1));
+}
+
+#[test]
+fn a_failed_audit_is_forgotten_after_a_good_one() {
+    let (router, subject) = serving();
+    subject.faulty.fail_next(Call::Read, 1, ErrorKind::Unavailable);
+    assert!(block_on(router.audit()).is_err());
+    assert!(!router.status().is_healthy());
+    assert_eq!(block_on(router.audit()).unwrap(), None);
+    assert!(router.status().is_healthy());
 }
 
 #[test]

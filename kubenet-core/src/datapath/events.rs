@@ -51,7 +51,13 @@ pub enum DatapathEvent {
 ///
 /// Each subscriber has room for 1,024 events and loses the oldest when it does not keep up.
 #[derive(Clone, Debug, Default)]
-pub struct EventHub(Arc<Mutex<Vec<Arc<Mutex<Mailbox>>>>>);
+pub struct EventHub(Arc<Mutex<Subscribers>>);
+
+#[derive(Debug, Default)]
+struct Subscribers {
+    mailboxes: Vec<Arc<Mutex<Mailbox>>>,
+    ended: bool,
+}
 
 const ROOM: usize = 1024;
 
@@ -66,7 +72,7 @@ struct Mailbox {
 impl EventHub {
     /// Hands an event to all who listen now. Never blocks on a reader.
     pub fn emit(&self, event: &DatapathEvent) {
-        self.0.lock().retain(|mailbox| {
+        self.0.lock().mailboxes.retain(|mailbox| {
             let mut mailbox = mailbox.lock();
             if mailbox.reader_gone {
                 return false;
@@ -84,14 +90,19 @@ impl EventHub {
 
     /// Everything emitted from now on. The stream ends after [`EventHub::end`].
     pub fn subscribe(&self) -> BoxStream<'static, DatapathEvent> {
-        let mailbox = Arc::new(Mutex::new(Mailbox::default()));
-        self.0.lock().push(Arc::clone(&mailbox));
+        let mut subscribers = self.0.lock();
+        let mailbox = Mailbox { sender_gone: subscribers.ended, ..Mailbox::default() };
+        let mailbox = Arc::new(Mutex::new(mailbox));
+        subscribers.mailboxes.retain(|mailbox| !mailbox.lock().reader_gone);
+        subscribers.mailboxes.push(Arc::clone(&mailbox));
         Reader(mailbox).boxed()
     }
 
-    /// Ends all streams once they are read empty.
+    /// Ends all streams once they are read empty, and those that are asked for later at once.
     pub fn end(&self) {
-        for mailbox in self.0.lock().drain(..) {
+        let mut subscribers = self.0.lock();
+        subscribers.ended = true;
+        for mailbox in subscribers.mailboxes.drain(..) {
             let mut mailbox = mailbox.lock();
             mailbox.sender_gone = true;
             if let Some(waker) = mailbox.waker.take() {
@@ -141,6 +152,7 @@ mod tests {
         hub.end();
         let seen: Vec<_> = reader.by_ref().collect::<Vec<_>>().now_or_never().unwrap();
         assert_eq!(seen.len(), ROOM);
+        assert!(hub.subscribe().next().now_or_never().unwrap().is_none(), "ended for late readers, too");
         assert!(matches!(seen[0], DatapathEvent::Applied { revision: Revision(3) }));
     }
 
@@ -149,6 +161,6 @@ mod tests {
         let hub = EventHub::default();
         drop(hub.subscribe());
         hub.emit(&DatapathEvent::Draining);
-        assert!(hub.0.lock().is_empty());
+        assert!(hub.0.lock().mailboxes.is_empty());
     }
 }

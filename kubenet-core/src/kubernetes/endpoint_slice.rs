@@ -81,9 +81,6 @@ fn convert_endpoint(i: usize, endpoint: &discovery::Endpoint, checks: &mut Check
     if let Some(target) = endpoint.target_ref.as_ref().and_then(|target| meta::text(target.name.as_ref())) {
         converted = converted.named(target);
     }
-    if let Some(target) = endpoint.target_ref.as_ref().and_then(|target| meta::text(target.name.as_ref())) {
-        converted = converted.named(target);
-    }
     Some(converted)
 }
 

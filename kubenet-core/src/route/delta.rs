@@ -1,10 +1,10 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
     sync::Arc,
 };
 
-use super::{Frontend, NodeRouting, Revision, Route};
+use super::{Backend, Frontend, NodeRouting, Revision, Route};
 
 /// The way from one revision to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,9 +57,11 @@ impl RouteDelta {
             (None, None) => {}
         }
         let Some(old) = old else { return };
+        let left: HashSet<_> =
+            new.into_iter().flat_map(|new| new.backends()).map(Backend::socket_addr).collect();
         for gone in old.backends() {
             let address = gone.socket_addr();
-            if !new.is_some_and(|new| new.backends().any(|b| b.socket_addr() == address)) {
+            if !left.contains(&address) {
                 self.removed_backends.push(RemovedBackend { frontend: old.frontend, backend: address });
             }
         }

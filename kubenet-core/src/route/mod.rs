@@ -59,8 +59,9 @@ impl Route {
         let internal = &self.internal.backends;
         let same = Arc::ptr_eq(internal, &self.external.backends);
         let more = if same { &[][..] } else { &self.external.backends[..] };
-        internal
-            .iter()
-            .chain(more.iter().filter(move |b| !internal.iter().any(|i| i.socket_addr() == b.socket_addr())))
+        let is_new = |b: &&Backend| {
+            internal.binary_search_by_key(&(b.address, b.port), |i| (i.address, i.port)).is_err()
+        };
+        internal.iter().chain(more.iter().filter(is_new))
     }
 }

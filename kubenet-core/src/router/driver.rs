@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::{Retiring, RouterError, RouterOptions, RouterStatus, SwapReport};
 use crate::{
     cluster::{Change, Cluster},
-    datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind},
+    datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind, FailedRoute},
     model::NodeInfo,
     route::{Frontend, Revision, RouteDelta},
 };
@@ -40,9 +40,14 @@ pub(super) struct Driver {
     pending: Pending,
     /// The end of the quiet time after the last update.
     not_before: Instant,
+    /// Of an update that failed.
     retry: Backoff,
+    /// Of routes that failed alone. It holds up nothing else.
+    retry_routes: Backoff,
     next_audit: Instant,
     retiring: Vec<RetiringDatapath>,
+    /// Why datapaths that were swapped out could not be removed.
+    not_removed: Vec<DatapathError>,
     status: Arc<Mutex<RouterStatus>>,
 }
 
@@ -63,10 +68,17 @@ struct Backoff {
 
 struct RetiringDatapath {
     datapath: Arc<dyn Datapath>,
-    flows: u64,
+    flows: Option<u64>,
     deadline: Instant,
     next_poll: Instant,
+    removals: u32,
 }
+
+/// So often a retiring datapath is asked to remove itself, when it fails.
+const REMOVALS: u32 = 10;
+
+/// So many commands are taken before the kernel has its turn.
+const BURST: usize = 4096;
 
 impl Driver {
     pub(super) fn new(node: NodeInfo, datapath: Arc<dyn Datapath>, options: RouterOptions) -> Self {
@@ -91,9 +103,11 @@ impl Driver {
             datapath,
             pending: Pending::Everything,
             not_before: Instant::now(),
-            retry: Backoff { wait: options.retry_min, at: None },
-            next_audit: Instant::now() + options.audit_interval,
+            retry: Backoff::new(&options),
+            retry_routes: Backoff::new(&options),
+            next_audit: after(Instant::now(), options.audit_interval),
             retiring: Vec::new(),
+            not_removed: Vec::new(),
             status: Arc::new(Mutex::new(status)),
             options,
         }
@@ -110,7 +124,7 @@ impl Driver {
                 Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             let burst = match command {
-                Ok(command) => iter::once(command).chain(inbox.try_iter()),
+                Ok(command) => iter::once(command).chain(inbox.try_iter().take(BURST)),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.act(Instant::now());
@@ -148,6 +162,16 @@ impl Driver {
                 let _ = answer.send(self.swap(next, drain_for));
             }
             Command::Close { how, answer } => {
+                if how == Close::Keep && !self.datapath.capabilities().keep_on_close {
+                    let refusal = DatapathError::new(
+                        self.datapath.name(),
+                        "close",
+                        ErrorKind::Unsupported,
+                        "it cannot leave the kernel forwarding (Capabilities::keep_on_close); nothing was closed",
+                    );
+                    let _ = answer.send(Err(refusal.into()));
+                    return ControlFlow::Continue(());
+                }
                 let _ = answer.send(self.close(how));
                 return ControlFlow::Break(());
             }
@@ -175,19 +199,19 @@ impl Driver {
     /// When an update is due: at once after quiet, later within a burst or after a failure.
     fn update_due(&self) -> Option<Instant> {
         let wanted = self.synced && (self.cluster.is_dirty() || !matches!(self.pending, Pending::Nothing));
-        if !wanted {
-            return None;
-        }
-        Some(self.retry.at.map_or(self.not_before, |retry| retry.max(self.not_before)))
+        wanted.then(|| self.retry.at.map_or(self.not_before, |at| at.max(self.not_before)))
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let audit = self.synced.then_some(self.next_audit);
         let polls = self.retiring.iter().map(|retiring| retiring.next_poll);
-        self.update_due().into_iter().chain(audit).chain(polls).min()
+        self.update_due().into_iter().chain(self.retry_routes.at).chain(audit).chain(polls).min()
     }
 
     fn act(&mut self, now: Instant) {
+        if self.retry_routes.at.is_some_and(|due| due <= now) {
+            self.ask_for_failed_routes();
+        }
         if self.update_due().is_some_and(|due| due <= now) {
             // Reported in the status, and tried again.
             let _ = self.update();
@@ -201,18 +225,31 @@ impl Driver {
     /// Resolves what changed, and adds it to what the kernel lacks.
     fn resolve(&mut self) {
         if let Some(delta) = self.cluster.take_delta() {
-            self.pending = match mem::replace(&mut self.pending, Pending::Nothing) {
-                Pending::Nothing => Pending::Delta(Arc::new(delta)),
-                Pending::Delta(earlier) => {
-                    Pending::Delta(Arc::new(Arc::unwrap_or_clone(earlier).then(delta)))
-                }
-                Pending::Everything => Pending::Everything,
-            };
+            self.add(delta);
         }
         let mut status = self.status.lock();
         status.revision = self.cluster.table().revision();
         status.routes = self.cluster.table().len();
         status.conflicts = self.cluster.conflicts();
+    }
+
+    fn add(&mut self, delta: RouteDelta) {
+        self.pending = match mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Nothing => Pending::Delta(Arc::new(delta)),
+            Pending::Delta(earlier) => Pending::Delta(Arc::new(Arc::unwrap_or_clone(earlier).then(delta))),
+            Pending::Everything => Pending::Everything,
+        };
+    }
+
+    /// Routes that failed alone are tried once more, at the table's own revision.
+    fn ask_for_failed_routes(&mut self) {
+        self.resolve();
+        let table = self.cluster.table();
+        let mut again = RouteDelta::empty(table.revision(), table.revision());
+        again.upserts =
+            self.status.lock().failed.iter().filter_map(|f| table.get(&f.frontend)).cloned().collect();
+        self.retry_routes.at = None;
+        self.add(again);
     }
 
     /// Resolves what changed and brings the kernel there.
@@ -227,12 +264,13 @@ impl Driver {
             Pending::Delta(delta) => match block_on(self.datapath.apply(Arc::clone(delta))) {
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     info!(%error, "resynchronising");
+                    self.pending = Pending::Everything;
                     self.replace()
                 }
                 result => result,
             },
         };
-        self.not_before = Instant::now() + self.options.min_interval;
+        self.not_before = after(Instant::now(), self.options.min_interval);
         match result {
             Ok(report) => {
                 self.applied(&report);
@@ -266,21 +304,16 @@ impl Driver {
             None => status.failed.clear(),
         }
         status.failed.extend(report.failed.iter().cloned());
-        let retry = status.failed.iter().any(|failed| failed.error.kind().is_transient());
-        let failed: Vec<_> = status.failed.iter().map(|failed| failed.frontend).collect();
+        let transient = status.failed.iter().any(|failed| failed.error.kind().is_transient());
         drop(status);
-        for failed in &report.failed {
-            warn!(frontend = %failed.frontend, service = %failed.service_port, error = %failed.error, "route not served");
+        for FailedRoute { frontend, service_port, error } in &report.failed {
+            warn!(%frontend, service = %service_port, %error, "route not served");
         }
-        if retry {
-            // The same routes once more, at the same revision.
-            let at = self.cluster.table().revision();
-            let mut again = RouteDelta::empty(at, at);
-            again.upserts = failed.iter().filter_map(|f| self.cluster.table().get(f)).cloned().collect();
-            self.pending = Pending::Delta(Arc::new(again));
-            self.retry.later(&self.options);
-        } else {
-            self.retry.reset(&self.options);
+        self.retry.reset(&self.options);
+        if !transient {
+            self.retry_routes.reset(&self.options);
+        } else if self.retry_routes.at.is_none() {
+            self.retry_routes.later(&self.options);
         }
     }
 
@@ -297,7 +330,7 @@ impl Driver {
 
     /// Compares the kernel with what was applied; repairs it with everything.
     fn audit(&mut self) -> Result<Option<String>, DatapathError> {
-        self.next_audit = Instant::now() + self.options.audit_interval;
+        self.next_audit = after(Instant::now(), self.options.audit_interval);
         self.update()?;
         let drift = match block_on(self.datapath.drift(self.cluster.table())) {
             Ok(drift) => drift,
@@ -306,6 +339,8 @@ impl Driver {
                 return Err(error);
             }
         };
+        // The update before has succeeded, so an error is that of an earlier audit.
+        self.status.lock().last_error = None;
         let unserved: BTreeSet<_> = self.status.lock().failed.iter().map(|failed| failed.frontend).collect();
         let found = drift.and_then(|delta| describe(&delta, &unserved));
         self.status.lock().last_drift.clone_from(&found);
@@ -322,38 +357,43 @@ impl Driver {
         self.resolve();
         let started = Instant::now();
         let report = block_on(next.replace(Arc::clone(self.cluster.table())))?;
+        let unserved_before: BTreeSet<_> = self.status.lock().failed.iter().map(|f| f.frontend).collect();
+        let newly = report.failed.iter().filter(|failed| !unserved_before.contains(&failed.frontend));
+        let newly: Vec<_> = newly.cloned().collect();
+        if !newly.is_empty() && !Arc::ptr_eq(&next, &self.datapath) {
+            return Err(RouterError::Unserved(newly));
+        }
         let old = mem::replace(&mut self.datapath, next);
         self.pending = Pending::Everything;
         self.applied(&report);
-        self.not_before = Instant::now() + self.options.min_interval;
+        self.not_before = after(Instant::now(), self.options.min_interval);
         self.status.lock().datapath = self.datapath.name();
         // The same datapath may come back before it was gone, or have never left.
         self.retiring.retain(|retiring| !Arc::ptr_eq(&retiring.datapath, &self.datapath));
         let (from, to) = (old.name(), self.datapath.name());
-        let draining_flows = if Arc::ptr_eq(&old, &self.datapath) { 0 } else { self.retire(old, drain_for) };
+        let draining_flows =
+            if Arc::ptr_eq(&old, &self.datapath) { Some(0) } else { self.retire(old, drain_for) };
         let took = started.elapsed();
         info!(from, to, ?took, "swapped");
         Ok(SwapReport { from, to, took, failed: report.failed, draining_flows })
     }
 
-    /// Lets a datapath take no new flows, and removes it later. Says how many flows it still serves.
-    fn retire(&mut self, datapath: Arc<dyn Datapath>, drain_for: Duration) -> u64 {
+    /// Lets a datapath take no new flows, and removes it later. Says how many flows it still serves, if it
+    /// knows.
+    fn retire(&mut self, datapath: Arc<dyn Datapath>, drain_for: Duration) -> Option<u64> {
         let flows = match block_on(datapath.drain()) {
-            Ok(status) => status.flows,
+            Ok(status) => Some(status.flows),
             Err(error) => {
                 // It still takes new flows, and serves them rightly. It goes at the deadline.
                 warn!(%error, "the old datapath does not drain");
-                u64::MAX
+                None
             }
         };
         let now = Instant::now();
-        let wait = if flows == 0 { Duration::ZERO } else { self.options.drain_poll.min(drain_for) };
-        self.retiring.push(RetiringDatapath {
-            datapath,
-            flows,
-            deadline: now + drain_for,
-            next_poll: now + wait,
-        });
+        let wait = if flows == Some(0) { Duration::ZERO } else { self.options.drain_poll.min(drain_for) };
+        let deadline = after(now, drain_for);
+        let next_poll = after(now, wait);
+        self.retiring.push(RetiringDatapath { datapath, flows, deadline, next_poll, removals: 0 });
         self.publish_retiring();
         flows
     }
@@ -363,21 +403,33 @@ impl Driver {
             return;
         }
         let poll = self.options.drain_poll;
+        let not_removed = &mut self.not_removed;
         self.retiring.retain_mut(|retiring| {
             if retiring.next_poll > now {
                 return true;
             }
-            if let Ok(status) = block_on(retiring.datapath.drain()) {
-                retiring.flows = status.flows;
+            if retiring.removals == 0
+                && let Ok(status) = block_on(retiring.datapath.drain())
+            {
+                retiring.flows = Some(status.flows);
             }
-            retiring.next_poll = (now + poll).min(retiring.deadline.max(now));
-            if retiring.flows > 0 && retiring.deadline > now {
+            if retiring.flows != Some(0) && retiring.deadline > now {
+                retiring.next_poll = after(now, poll).min(retiring.deadline);
                 return true;
             }
+            retiring.removals += 1;
             let name = retiring.datapath.name();
             match block_on(retiring.datapath.close(Close::Remove)) {
                 Ok(()) => info!(datapath = name, flows = retiring.flows, "old datapath removed"),
-                Err(error) => warn!(%error, "the old datapath could not be removed completely"),
+                Err(error) if error.kind().is_transient() && retiring.removals < REMOVALS => {
+                    debug!(%error, "the old datapath cannot be removed yet");
+                    retiring.next_poll = after(now, poll);
+                    return true;
+                }
+                Err(error) => {
+                    warn!(%error, "the old datapath could not be removed completely");
+                    not_removed.push(error);
+                }
             }
             false
         });
@@ -397,23 +449,35 @@ impl Driver {
     }
 
     fn close(&mut self, how: Close) -> Result<(), RouterError> {
-        let mut errors = Vec::new();
-        for retiring in mem::take(&mut self.retiring) {
-            errors.extend(block_on(retiring.datapath.close(Close::Remove)).err());
+        let mut errors = mem::take(&mut self.not_removed);
+        for RetiringDatapath { datapath, .. } in mem::take(&mut self.retiring) {
+            // What can stay, stays with its flows.
+            let how = if datapath.capabilities().keep_on_close { how } else { Close::Remove };
+            errors.extend(block_on(datapath.close(how)).err());
         }
         errors.extend(block_on(self.datapath.close(how)).err());
         if errors.is_empty() { Ok(()) } else { Err(RouterError::Close(errors)) }
     }
 }
 
+/// An instant that is far away where the sum would leave the clock's range.
+fn after(now: Instant, wait: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    now.checked_add(wait).unwrap_or(now + FAR)
+}
+
 impl Backoff {
+    fn new(options: &RouterOptions) -> Self {
+        Self { wait: options.retry_min, at: None }
+    }
+
     fn later(&mut self, options: &RouterOptions) {
-        self.at = Some(Instant::now() + self.wait);
-        self.wait = (self.wait * 2).min(options.retry_max);
+        self.at = Some(after(Instant::now(), self.wait));
+        self.wait = self.wait.saturating_mul(2).min(options.retry_max);
     }
 
     fn reset(&mut self, options: &RouterOptions) {
-        *self = Self { wait: options.retry_min, at: None };
+        *self = Self::new(options);
     }
 }
 

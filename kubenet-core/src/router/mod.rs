@@ -16,7 +16,7 @@ pub use self::{
 };
 use crate::{
     cluster::Change,
-    datapath::{Close, Datapath, DatapathError},
+    datapath::{Close, Datapath, DatapathError, FailedRoute},
     model::NodeInfo,
 };
 
@@ -87,7 +87,10 @@ pub enum RouterError {
     /// The datapath failed. What was programmed before stays programmed, and the router keeps trying.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// Several datapaths failed to close.
+    /// The datapath that should take over cannot serve what the current one serves.
+    #[error("the other datapath cannot serve {} routes; the first: {}", .0.len(), first(.0))]
+    Unserved(Vec<FailedRoute>),
+    /// One or more datapaths failed to close.
     #[error("{}", list(.0))]
     Close(Vec<DatapathError>),
     /// The thread could not be started.
@@ -97,6 +100,10 @@ pub enum RouterError {
 
 fn list(errors: &[DatapathError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn first(failed: &[FailedRoute]) -> String {
+    failed.first().map_or_else(String::new, |f| format!("{} ({}): {}", f.frontend, f.service_port, f.error))
 }
 
 impl From<crate::model::Service> for Change {
@@ -220,7 +227,8 @@ impl ServiceRouter {
     /// is gone.
     ///
     /// # Errors
-    /// `next` could not be programmed: the current one goes on, and `next` is the caller's to close.
+    /// `next` could not be programmed, or cannot serve a route that the current one serves
+    /// ([`RouterError::Unserved`]): the current one goes on, and `next` is the caller's to close.
     pub async fn swap(
         &self,
         next: Arc<dyn Datapath>,
@@ -234,10 +242,12 @@ impl ServiceRouter {
         self.status.lock().clone()
     }
 
-    /// Stops, and closes the datapath and those that are retiring.
+    /// Stops, and closes the datapath and those that are retiring. With [`Close::Keep`], a retiring one that
+    /// cannot stay by itself is removed.
     ///
     /// # Errors
-    /// All failures of closing.
+    /// All failures of closing, those of datapaths that were swapped out before included. Where the datapath
+    /// cannot keep the kernel forwarding, [`Close::Keep`] is refused and the router goes on.
     pub async fn close(&self, how: Close) -> Result<(), RouterError> {
         self.ask(|answer| Command::Close { how, answer }).await?
     }

@@ -12,7 +12,7 @@ pub struct RouterOptions {
     pub retry_min: Duration,
     /// Longest wait between retries. Default 30 s.
     pub retry_max: Duration,
-    /// How often the kernel is read back and compared. Default 10 minutes.
+    /// How often the kernel is read back and compared. Default 10 minutes; `Duration::MAX` is never.
     pub audit_interval: Duration,
     /// How often a retiring datapath is asked for its remaining flows. Default 1 s.
     pub drain_poll: Duration,

@@ -55,8 +55,8 @@ impl RouterStatus {
 pub struct Retiring {
     /// Its name.
     pub datapath: &'static str,
-    /// Flows that it still serves, as of the last question.
-    pub flows: u64,
+    /// Flows that it still serves, as of the last question; `None` when it could not say.
+    pub flows: Option<u64>,
     /// When it is removed at the latest.
     pub deadline: Instant,
 }
@@ -73,6 +73,6 @@ pub struct SwapReport {
     pub took: Duration,
     /// Routes that the new datapath cannot serve.
     pub failed: Vec<FailedRoute>,
-    /// Flows that the old one keeps serving for now.
-    pub draining_flows: u64,
+    /// Flows that the old one keeps serving for now; `None` when it could not say, and goes at the deadline.
+    pub draining_flows: Option<u64>,
 }
