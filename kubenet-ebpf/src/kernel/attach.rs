@@ -16,7 +16,11 @@ use aya::{
     },
 };
 use kubenet_core::datapath::{DatapathError, DatapathEvent, ErrorKind, EventHub};
-use nix::{errno::Errno, net::if_::if_nametoindex};
+use nix::{
+    errno::Errno,
+    net::if_::if_nametoindex,
+    sys::signal::{SigSet, SigmaskHow},
+};
 
 use super::sys;
 use crate::error::{caused, error};
@@ -36,7 +40,7 @@ const SOCKET_PROGRAMS: [&str; 8] = [
 /// Of filters, where there is no TCX: the one that the kernel gives to the first filter by itself.
 const FILTER_PRIORITY: u16 = 0xc000;
 
-/// The verifier gives up with `EAGAIN` when a signal comes.
+/// The verifier gives up with `EAGAIN` when the thread is notified of something.
 const VERIFIER_RETRIES: u32 = 10;
 
 /// What an interface leads to.
@@ -103,6 +107,18 @@ impl Drop for Attachments {
 
 /// Loads the programs into the kernel, those for sockets only where they are used.
 pub(crate) fn load(ebpf: &mut Ebpf, sockets: bool) -> Result<(), DatapathError> {
+    // A pending signal, even an ignored one for the end of a child, stops the verifier: others may take it.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    let result = load_programs(ebpf, sockets);
+    if let Ok(before) = before
+        && let Err(e) = before.thread_set_mask()
+    {
+        tracing::warn!("signals stay blocked on the datapath's thread: {e}");
+    }
+    result
+}
+
+fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<(), DatapathError> {
     for (name, program) in ebpf.programs_mut() {
         let mut load = || match program {
             Program::SchedClassifier(program) => program.load(),
