@@ -48,7 +48,12 @@ impl Kind {
 impl Args {
     /// The datapaths asked for, or all that are real.
     pub(crate) fn kinds(&self) -> Result<Vec<Kind>, String> {
-        let kinds = self.datapath.clone().unwrap_or_else(|| Kind::REAL.to_vec());
+        let mut kinds: Vec<Kind> = Vec::new();
+        for &kind in self.datapath.as_deref().unwrap_or(&Kind::REAL) {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
         if kinds.contains(&Kind::Memory) && kinds.iter().any(|kind| *kind != Kind::Memory) {
             return Err("--datapath: memory is a simulation and cannot run beside a real datapath".into());
         }

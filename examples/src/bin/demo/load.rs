@@ -61,6 +61,8 @@ struct Control {
     begun: AtomicU64,
     /// Go on past the quota until told otherwise.
     hold: AtomicBool,
+    /// End now.
+    stop: AtomicBool,
 }
 
 impl Load {
@@ -114,12 +116,22 @@ impl Load {
     }
 
     /// Waits for the clients.
-    pub(crate) fn join(self) -> Result<Stats, String> {
+    pub(crate) fn join(mut self) -> Result<Stats, String> {
         let mut all = Stats::default();
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             all.merge(thread.join().map_err(|_| "a client panicked")?);
         }
         Ok(all)
+    }
+}
+
+/// Where a step under load fails, the clients end before the lab that they are in.
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.control.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -135,19 +147,25 @@ struct Client {
 impl Client {
     fn run(self) -> Stats {
         let mut stats = Stats::default();
+        let (mut tcp, mut udp) = (self.tcp.iter().cycle(), self.udp.iter().cycle());
         for round in 0usize.. {
-            if stats.requests >= self.quota && !self.control.hold.load(Ordering::Relaxed) {
+            let done = stats.requests >= self.quota && !self.control.hold.load(Ordering::Relaxed);
+            if done || self.control.stop.load(Ordering::Relaxed) {
                 break;
             }
             self.control.begun.fetch_add(1, Ordering::Relaxed);
             // One in eight by UDP, where there is something to ask.
-            let (protocol, addresses) = match round % 8 {
-                7 if !self.udp.is_empty() => (Protocol::Udp, &self.udp),
-                _ => (Protocol::Tcp, &self.tcp),
+            let next_udp = if round % 8 == 7 { udp.next() } else { None };
+            let (protocol, address) = match next_udp.map(|address| (Protocol::Udp, address)) {
+                Some(asked) => asked,
+                None => match tcp.next() {
+                    Some(address) => (Protocol::Tcp, address),
+                    None => break,
+                },
             };
             stats.requests += 1;
             stats.from[self.from as usize] += 1;
-            match self.world.request(self.from, protocol, addresses[round % addresses.len()]) {
+            match self.world.request(self.from, protocol, *address) {
                 Ok(answer) => {
                     *stats.backends.entry(answer.backend).or_default() += 1;
                     if protocol == Protocol::Tcp {

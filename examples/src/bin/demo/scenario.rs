@@ -70,8 +70,8 @@ impl<'a> Scenario<'a> {
     fn start(&self, kind: Kind) -> Result<(ServiceRouter, Duration), Box<dyn Error>> {
         let datapath = self.world.datapath(kind)?;
         let router = ServiceRouter::start(self.world.node(), datapath)?;
-        router.submit(self.manifests.clone())?;
         let begin = Instant::now();
+        router.submit(self.manifests.clone())?;
         let status = block_on(router.flush())?;
         let took = begin.elapsed();
         for failed in &status.failed {

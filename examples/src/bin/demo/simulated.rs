@@ -31,8 +31,9 @@ pub(crate) struct SimulatedWorld {
     node: NodeInfo,
     /// Names of the pods, by address.
     pods: HashMap<IpAddr, String>,
-    /// Every datapath of the scenario, the newest first. A packet that one leaves alone, because it is not
-    /// programmed yet, drains, or does not know the flow, meets the next, as programs on a hook do.
+    /// Every datapath of the scenario, the oldest first. A packet that one leaves alone, because it drains or
+    /// does not know the flow, meets the next, as programs on a hook do. When the older one drains, the newer
+    /// one has been programmed.
     datapaths: Arc<RwLock<Vec<Arc<MemoryDatapath>>>>,
     next_port: AtomicU16,
     next_kept_port: AtomicU16,
@@ -112,7 +113,7 @@ impl World for SimulatedWorld {
 
     fn datapath(&self, _kind: Kind) -> Result<Arc<dyn Datapath>, DatapathError> {
         let datapath = Arc::new(MemoryDatapath::new());
-        self.datapaths.write().insert(0, Arc::clone(&datapath));
+        self.datapaths.write().push(Arc::clone(&datapath));
         Ok(datapath)
     }
 
