@@ -142,7 +142,9 @@ impl World for LabWorld {
 
     fn keep(&self, manifests: &Manifests, kind: Option<Kind>) -> Result<(), Box<dyn Error>> {
         let Some(kind) = kind else { return Ok(()) };
-        let router = ServiceRouter::start(self.node(), self.datapath(kind)?)?;
+        let datapath = self.datapath(kind)?;
+        let outlives_us = datapath.capabilities().keep_on_close;
+        let router = ServiceRouter::start(self.node(), datapath)?;
         router.submit(manifests.clone())?;
         block_on(router.flush())?;
         println!("Node node-a routes through {}.", kind.name());
@@ -152,10 +154,14 @@ impl World for LabWorld {
             std::io::stdin().read_line(&mut String::new())?;
             block_on(router.close(Close::Remove))?;
         } else {
-            println!("Nobody is at the terminal, so this process ends, and the servers with it.");
+            let (what, how) = if outlives_us {
+                ("the servers with it; its rules stay", Close::Keep)
+            } else {
+                ("the servers and its programs with it", Close::Remove)
+            };
+            println!("Nobody is at the terminal, so this process ends, and {what}.");
             self.lab.keep()?;
-            // Says so where the datapath cannot outlive the process.
-            block_on(router.close(Close::Keep))?;
+            block_on(router.close(how))?;
         }
         Ok(())
     }
