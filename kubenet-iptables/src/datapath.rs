@@ -25,8 +25,9 @@ use crate::{
 ///
 /// Only one datapath of a process may program a set of chains (network namespace, variant and prefix) at a
 /// time: [`replace`](Datapath::replace) of a second one is a [`Conflict`](ErrorKind::Conflict) until the first
-/// was drained or closed. Closing a drained one leaves its successor's chains alone. Dropping one leaves its
-/// rules, as [`Close::Keep`] does. [`Close::Remove`] also removes what an earlier run left under the same prefix.
+/// was drained or closed. Closing one leaves the chains alone while another serves, and while another still drains:
+/// the last of them removes them. Dropping one leaves its rules, as [`Close::Keep`] does. [`Close::Remove`] also
+/// removes what an earlier run left under the same prefix.
 #[derive(Debug)]
 pub struct IptablesDatapath {
     pub(crate) name: &'static str,

@@ -106,7 +106,7 @@ impl Engine {
         }
         let result = self.replace_owned(&table, begun);
         if result.is_err() && self.planner.is_none() {
-            self.claim.release();
+            self.claim.give_back();
         }
         result
     }
@@ -237,7 +237,7 @@ impl Engine {
                 saved.iter().map(|(family, saved)| Work::towards(*family, saved, &chains, &jumps)).collect();
             self.execute("drain", works, &|_| Some(chains.clone()), &jumps)?;
             self.planner = None;
-            self.claim.release();
+            self.claim.drain();
             self.events.emit(&DatapathEvent::Draining);
         }
         let mut flows = 0;
@@ -280,7 +280,7 @@ impl Engine {
 
     pub(crate) fn close(&mut self, how: Close) -> Result<(), DatapathError> {
         self.check_open("close")?;
-        if how == Close::Remove && !self.claim.is_taken() {
+        if how == Close::Remove && self.claim.may_remove() {
             self.remove()?;
         }
         self.closed = true;

@@ -132,6 +132,37 @@ fn a_drained_datapath_leaves_its_successor_alone() {
 }
 
 #[test]
+fn the_last_of_several_drained_datapaths_removes_the_rules_that_flows_need() {
+    for variant in VARIANTS {
+        let Some(world) = world(variant) else { return };
+        let table = world.table(1, world.service(&["b1"]));
+        for older_first in [true, false] {
+            let serve_and_drain = || {
+                let datapath = world.start();
+                block_on(datapath.replace(Arc::clone(&table))).unwrap();
+                let mut connection = world.lab.connect("a1", cluster_ip(V4), SECOND).unwrap();
+                connection.ask(SECOND).unwrap();
+                assert!(block_on(datapath.drain()).unwrap().flows > 0);
+                (datapath, connection)
+            };
+            let (older, mut first) = serve_and_drain();
+            let (younger, mut second) = serve_and_drain();
+            let (closed, last) = if older_first { (older, younger) } else { (younger, older) };
+            // One that never served has no say.
+            block_on(world.start().close(Close::Remove)).unwrap();
+            block_on(closed.close(Close::Remove)).unwrap();
+            assert!(world.rules().contains("KUBE-FORWARD"));
+            for connection in [&mut first, &mut second] {
+                assert_eq!(connection.ask(SECOND).unwrap().peer.ip(), world.address("a1", V4));
+            }
+            assert!(block_on(last.drain()).unwrap().flows > 0);
+            block_on(last.close(Close::Remove)).unwrap();
+            assert!(!world.rules().contains("KUBE"));
+        }
+    }
+}
+
+#[test]
 fn service_traffic_passes_a_forward_policy_of_drop() {
     for variant in VARIANTS {
         let Some(world) = world(variant) else { return };
