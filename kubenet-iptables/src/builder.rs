@@ -267,10 +267,16 @@ fn capabilities(found: &Found) -> Capabilities {
             what: "established flows after close",
             why: "the kernel translates them as long as some rule in the network namespace uses connection \
                   tracking; where ours are the only ones, removing them ends the translation. drain() counts \
-                  these flows",
+                  these flows where the kernel can list them",
         },
     ]);
     if !found.conntrack {
+        capabilities.limitations.push(Limitation {
+            what: "number of flows while draining",
+            why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink): drain() takes no \
+                  new flows, and then fails with Unsupported where closing would end flows, as it cannot say how \
+                  many",
+        });
         capabilities.limitations.push(Limitation {
             what: "UDP flows to backends that are gone",
             why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink), so they end by \

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     sync::Arc,
     time::Instant,
 };
@@ -251,14 +250,15 @@ impl Engine {
     /// knows how to translate a flow until the flow ends; but its hooks are there only while some rule in
     /// the network namespace uses them.
     fn flows(&self, tools: &Tools) -> Result<u64, DatapathError> {
-        let always = fs::read_to_string("/sys/module/nf_conntrack/parameters/enable_hooks");
-        if always.is_ok_and(|value| value.starts_with(['Y', '1'])) || !self.conntrack {
-            return Ok(0);
-        }
         let saved = self.save("drain", tools)?;
         let succeeded = saved.chains.keys().any(|(_, name)| *name == self.context.names.services);
         if saved.others_track || succeeded || self.other_variant_tracks(tools.family) {
             return Ok(0);
+        }
+        if !self.conntrack {
+            let message = "draining, but the flows cannot be counted: that needs the kernel's nf_conntrack_netlink; \
+                           close it when you no longer want to wait for them";
+            return Err(self.error("drain", ErrorKind::Unsupported, message));
         }
         conntrack::translated_flows(tools.family).map_err(|source| {
             let message = "the flows could not be listed";
@@ -496,3 +496,6 @@ struct Failure {
     error: DatapathError,
     unsure: BTreeSet<IpFamily>,
 }
+
+#[cfg(test)]
+mod tests;
