@@ -23,6 +23,12 @@ use crate::{
 /// Packets meet the programs after the first [`replace`](Datapath::replace). Dropping the datapath detaches
 /// them, which ends the translation of the flows that it serves; see [`Datapath::drain`] for how many those
 /// are.
+///
+/// When a program does not hang any more where it should, because somebody detached it or made the interface
+/// anew, [`Datapath::read`] answers with no routes: an audit finds the difference, and the next
+/// [`replace`](Datapath::replace) attaches it again. Filters ([`AttachMode::Clsact`](crate::AttachMode::Clsact))
+/// are missed only with their interface. Once packets meet the programs, no update fails for an interface or a
+/// cgroup that cannot be attached to: that is a [`DatapathEvent::Drift`].
 #[derive(Debug)]
 pub struct EbpfDatapath {
     /// `None` once it is closed.

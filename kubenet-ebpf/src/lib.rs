@@ -24,7 +24,7 @@
 //! # What it needs
 //! - Linux 5.10; 5.14 for [`EbpfBuilder::cgroup`]. From 6.6 on, programs attach by TCX links; before, by the
 //!   `clsact` queueing discipline, which stays on the interface. [`probe()`] says what this machine has.
-//! - `CAP_BPF` and `CAP_NET_ADMIN`, and `CAP_SYS_ADMIN` for [`EbpfBuilder::network_namespace`].
+//! - `CAP_BPF`, `CAP_PERFMON` and `CAP_NET_ADMIN`, and `CAP_SYS_ADMIN` for [`EbpfBuilder::network_namespace`].
 //! - A node that forwards: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding` are 1, and there are routes
 //!   to the pods.
 //!

@@ -4,14 +4,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
-    path::PathBuf,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
-        links::{FdLink, Link, LinkError},
+        CgroupSockAddr, Program, ProgramError, SchedClassifier, TcAttachType,
+        links::Link,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact},
     },
 };
@@ -22,19 +26,19 @@ use nix::{
     sys::signal::{SigSet, SigmaskHow},
 };
 
-use super::sys;
+use super::sys::{BpfLink, Tcx};
 use crate::error::{caused, error};
 
-/// Programs of the socket hooks.
-const SOCKET_PROGRAMS: [&str; 8] = [
-    "kubenet_connect4",
-    "kubenet_connect6",
-    "kubenet_sendmsg4",
-    "kubenet_sendmsg6",
-    "kubenet_recvmsg4",
-    "kubenet_recvmsg6",
-    "kubenet_getpeername4",
-    "kubenet_getpeername6",
+/// Programs of the socket hooks, and what they hang at (`enum bpf_attach_type`).
+const SOCKET_PROGRAMS: [(&str, u32); 8] = [
+    ("kubenet_connect4", 10),
+    ("kubenet_connect6", 11),
+    ("kubenet_sendmsg4", 14),
+    ("kubenet_sendmsg6", 15),
+    ("kubenet_recvmsg4", 19),
+    ("kubenet_recvmsg6", 20),
+    ("kubenet_getpeername4", 29),
+    ("kubenet_getpeername6", 30),
 ];
 
 /// Of filters, where there is no TCX: the one that the kernel gives to the first filter by itself.
@@ -52,33 +56,48 @@ enum Side {
 
 impl Side {
     /// The program for packets that arrive there, and the one for packets that leave there.
-    const fn programs(self) -> [(&'static str, TcAttachType); 2] {
+    const fn programs(self) -> [(&'static str, Tcx); 2] {
         let ingress = match self {
             Side::Pod => "kubenet_from_pod",
             Side::External => "kubenet_from_external",
         };
         // What leaves first: replies must be translated before the first request is.
-        [("kubenet_to_device", TcAttachType::Egress), (ingress, TcAttachType::Ingress)]
+        [("kubenet_to_device", Tcx::Egress), (ingress, Tcx::Ingress)]
     }
 }
 
-/// Programs at one interface.
+/// Programs at one interface, by their names.
 struct Attached {
     /// An interface that is made again under the same name has another index.
     index: u32,
-    hooks: Vec<Hook>,
+    hooks: BTreeMap<&'static str, Hook>,
+}
+
+impl Attached {
+    fn hangs(&self, program: &str) -> bool {
+        self.hooks.get(program).is_some_and(|hook| hook.hangs_at(self.index))
+    }
 }
 
 /// One program at one interface.
 enum Hook {
-    Tcx(FdLink),
+    Link(BpfLink),
     Filter(SchedClassifierLink),
 }
 
 impl Hook {
+    /// Whether it hangs where it was attached. Only a link can tell; of filters, the index of the interface
+    /// must do.
+    fn hangs_at(&self, index: u32) -> bool {
+        match self {
+            Hook::Link(link) => link.hangs_at_interface(index),
+            Hook::Filter(_) => true,
+        }
+    }
+
     fn detach(self) -> Result<(), Box<dyn std::error::Error>> {
         match self {
-            Hook::Tcx(link) => Ok(sys::detach(link)?),
+            Hook::Link(link) => Ok(link.detach()?),
             Hook::Filter(link) => Ok(link.detach()?),
         }
     }
@@ -93,7 +112,7 @@ pub(crate) struct Attachments {
     /// Set by the first route table: from then on packets may meet the programs.
     active: bool,
     interfaces: BTreeMap<String, Attached>,
-    sockets: Vec<FdLink>,
+    sockets: BTreeMap<&'static str, BpfLink>,
     events: EventHub,
 }
 
@@ -190,7 +209,7 @@ impl Attachments {
             tcx,
             active: false,
             interfaces: BTreeMap::new(),
-            sockets: Vec::new(),
+            sockets: BTreeMap::new(),
             events,
         })
     }
@@ -201,33 +220,70 @@ impl Attachments {
     }
 
     /// Attaches what is not attached. The first time, either everything is attached afterwards or nothing.
-    /// Later an interface that is gone is reported as an event: the others must go on.
+    /// Later a failure is reported as an event: packets meet the new table already, and the others must go on.
     pub(crate) fn ensure(&mut self, ebpf: &mut Ebpf, operation: &'static str) -> Result<(), DatapathError> {
         let result = self.try_ensure(ebpf, operation);
         if result.is_ok() {
             self.active = true;
-        } else if !self.active {
+        } else {
             self.interfaces.clear();
             self.sockets.clear();
         }
         result
     }
 
+    /// Fails only when packets do not meet the programs yet.
     fn try_ensure(&mut self, ebpf: &mut Ebpf, operation: &'static str) -> Result<(), DatapathError> {
-        let sides =
-            [(Side::External, self.external.clone()), (Side::Pod, self.pods.iter().cloned().collect())];
-        for (side, names) in sides {
-            for name in names {
-                match self.attach(ebpf, &name, side, operation) {
-                    Ok(_) => {}
-                    Err(e) if e.kind() == ErrorKind::Unavailable && (self.active || side == Side::Pod) => {
-                        self.events.emit(&DatapathEvent::Drift { detail: e.message().to_owned() });
-                    }
-                    Err(e) => return Err(e),
+        for (name, side) in self.wanted() {
+            match self.attach(ebpf, &name, side, operation) {
+                Err(e) if self.active || e.kind() == ErrorKind::Unavailable && side == Side::Pod => {
+                    self.drift(e.message().to_owned());
+                }
+                result => result?,
+            }
+        }
+        match self.attach_sockets(ebpf, operation) {
+            Err(e) if self.active => self.drift(e.message().to_owned()),
+            result => result?,
+        }
+        Ok(())
+    }
+
+    fn wanted(&self) -> Vec<(String, Side)> {
+        let external = self.external.iter().map(|name| (name.clone(), Side::External));
+        external.chain(self.pods.iter().map(|name| (name.clone(), Side::Pod))).collect()
+    }
+
+    fn drift(&self, detail: String) {
+        self.events.emit(&DatapathEvent::Drift { detail });
+    }
+
+    /// Once packets meet the programs: where one does not hang that should. What is gone itself does not count.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if !self.active {
+            return missing;
+        }
+        for (name, side) in self.wanted() {
+            let Ok(index) = if_nametoindex(name.as_str()) else { continue };
+            let attached = self.interfaces.get(&name).filter(|attached| attached.index == index);
+            for (program, _) in side.programs() {
+                if !attached.is_some_and(|attached| attached.hangs(program)) {
+                    missing.push(format!("{program} at interface {name}"));
                 }
             }
         }
-        self.attach_sockets(ebpf, operation)
+        if let Some(path) = &self.cgroup
+            && let Ok(number) = cgroup_number(path)
+        {
+            let gone = SOCKET_PROGRAMS.into_iter().filter(|(name, _)| !self.hangs_in_cgroup(name, number));
+            missing.extend(gone.map(|(name, _)| format!("{name} in cgroup {}", path.display())));
+        }
+        missing
+    }
+
+    fn hangs_in_cgroup(&self, program: &str, number: u64) -> bool {
+        self.sockets.get(program).is_some_and(|link| link.hangs_in_cgroup(number))
     }
 
     /// Remembers a pod's interface, and attaches to it once the datapath is active.
@@ -269,9 +325,9 @@ impl Attachments {
     /// Detaches everything. Carries on after a failure, and returns all of them.
     pub(crate) fn detach_all(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
-        for link in self.sockets.drain(..) {
-            if let Err(e) = sys::detach(link) {
-                failures.push(format!("cannot detach a socket program from its cgroup: {e}"));
+        for (program, link) in std::mem::take(&mut self.sockets) {
+            if let Err(e) = link.detach() {
+                failures.push(format!("cannot detach the program {program} from its cgroup: {e}"));
             }
         }
         for (name, attached) in std::mem::take(&mut self.interfaces) {
@@ -286,24 +342,28 @@ impl Attachments {
         failures
     }
 
-    /// Attaches to an interface unless that is done. True when it was not.
+    /// Attaches to an interface the programs that do not hang there.
     fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         name: &str,
         side: Side,
         operation: &'static str,
-    ) -> Result<bool, DatapathError> {
+    ) -> Result<(), DatapathError> {
         let index = index_of(name, operation, ErrorKind::Unavailable)?;
-        if let Some(attached) = self.interfaces.get(name)
-            && attached.index == index
-            && self.hangs(ebpf, name, side)
-        {
-            return Ok(false);
+        let known = self.interfaces.get(name).filter(|attached| attached.index == index);
+        let hangs = |program: &str| known.is_some_and(|attached| attached.hangs(program));
+        let missing: Vec<_> = side.programs().into_iter().filter(|(program, _)| !hangs(program)).collect();
+        if missing.is_empty() {
+            return Ok(());
         }
-        let mut hooks = Vec::new();
-        for (program, direction) in side.programs() {
-            let hook = self.attach_program(ebpf, name, program, direction).map_err(|e| {
+        let mut detached = Vec::new();
+        let mut hooks = BTreeMap::new();
+        for (program, direction) in missing {
+            if known.is_some() {
+                detached.push(program);
+            }
+            let hook = self.attach_program(ebpf, (name, index), program, direction).map_err(|e| {
                 let kind = match errno(&e) {
                     Some(Errno::EPERM) => ErrorKind::Permission,
                     Some(Errno::ENODEV) => ErrorKind::Unavailable,
@@ -311,94 +371,100 @@ impl Attachments {
                 };
                 caused(operation, kind, format!("interface {name}: cannot attach the program {program}"), e)
             })?;
-            hooks.push(hook);
+            hooks.insert(program, hook);
         }
-        // Drops the links to an interface of that name that is gone.
-        self.interfaces.insert(name.to_owned(), Attached { index, hooks });
+        match self.interfaces.get_mut(name) {
+            Some(attached) if attached.index == index => attached.hooks.extend(hooks),
+            // Drops the links to an interface of that name that is gone.
+            _ => drop(self.interfaces.insert(name.to_owned(), Attached { index, hooks })),
+        }
+        if !detached.is_empty() {
+            self.drift(format!("interface {name}: somebody detached {}: put right", detached.join(" and ")));
+        }
         self.events.emit(&DatapathEvent::Interface { name: name.to_owned(), attached: true });
-        Ok(true)
+        Ok(())
     }
 
     fn attach_program(
         &self,
         ebpf: &mut Ebpf,
-        interface: &str,
+        (interface, index): (&str, u32),
         program: &str,
-        direction: TcAttachType,
+        direction: Tcx,
     ) -> Result<Hook, ProgramError> {
-        let options = if self.tcx {
-            // Behind an older instance that drains: it knows flows of which this one knows nothing.
-            TcAttachOptions::TcxOrder(LinkOrder::last())
-        } else {
-            match qdisc_add_clsact(interface) {
-                // It is there already.
-                Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(Errno::EEXIST as i32) => {}
-                other => other?,
-            }
-            // Filters of one priority run in the order in which they came; without a priority, the latest
-            // would run first.
-            TcAttachOptions::Netlink(NlOptions { priority: FILTER_PRIORITY, ..NlOptions::default() })
-        };
         let program = classifier(ebpf, program)?;
-        let id = program.attach_with_options(interface, direction, options)?;
-        let link = program.take_link(id)?;
-        Ok(if self.tcx { Hook::Tcx(link.try_into().map_err(unlinked)?) } else { Hook::Filter(link) })
-    }
-
-    /// Whether our programs still hang where they were attached. Only TCX can tell; before it, the index of
-    /// the interface must do.
-    fn hangs(&self, ebpf: &mut Ebpf, interface: &str, side: Side) -> bool {
-        if !self.tcx {
-            return true;
+        if self.tcx {
+            // Behind an older instance that drains: it knows flows of which this one knows nothing.
+            return Ok(Hook::Link(BpfLink::tcx(program.fd()?.as_fd(), index, direction)?));
         }
-        side.programs().into_iter().all(|(program, direction)| {
-            let ours = classifier(ebpf, program).and_then(|p| p.info()).map(|i| i.id());
-            let there = SchedClassifier::query_tcx(interface, direction);
-            match (ours, there) {
-                (Ok(ours), Ok((_, there))) => there.iter().any(|p| p.id() == ours),
-                _ => false,
-            }
-        })
+        match qdisc_add_clsact(interface) {
+            // It is there already.
+            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(Errno::EEXIST as i32) => {}
+            other => other?,
+        }
+        // Filters of one priority run in the order in which they came; without a priority, the latest would
+        // run first.
+        let options =
+            TcAttachOptions::Netlink(NlOptions { priority: FILTER_PRIORITY, ..NlOptions::default() });
+        let direction = match direction {
+            Tcx::Ingress => TcAttachType::Ingress,
+            Tcx::Egress => TcAttachType::Egress,
+        };
+        let id = program.attach_with_options(interface, direction, options)?;
+        Ok(Hook::Filter(program.take_link(id)?))
     }
 
+    /// Attaches the socket programs that do not hang in the cgroup.
     fn attach_sockets(&mut self, ebpf: &mut Ebpf, operation: &'static str) -> Result<(), DatapathError> {
-        let Some(path) = self.cgroup.as_ref().filter(|_| self.sockets.is_empty()) else { return Ok(()) };
+        let Some(path) = self.cgroup.clone() else { return Ok(()) };
         let failed = |kind, what: String, source: Box<dyn std::error::Error + Send + Sync>| {
             caused(operation, kind, format!("cgroup {}: {what}", path.display()), source)
         };
-        let cgroup = File::open(path)
-            .map_err(|e| failed(ErrorKind::Unavailable, "cannot be opened".into(), e.into()))?;
-        let mut links = Vec::new();
-        for name in SOCKET_PROGRAMS {
-            let attach = |ebpf: &mut Ebpf| -> Result<FdLink, ProgramError> {
-                let program: &mut CgroupSockAddr =
-                    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
-                // A link, and so beside other programs, whatever the mode says.
-                let id = program.attach(&cgroup, CgroupAttachMode::Single)?;
-                program.take_link(id)?.try_into().map_err(unlinked)
-            };
-            links.push(attach(ebpf).map_err(|e| {
-                let kind = match errno(&e) {
-                    Some(Errno::EPERM) => ErrorKind::Permission,
-                    _ => ErrorKind::Internal,
-                };
-                failed(kind, format!("cannot attach the program {name}"), e.into())
-            })?);
+        let opened = File::open(&path).and_then(|cgroup| Ok((cgroup.metadata()?.ino(), cgroup)));
+        let (number, cgroup) =
+            opened.map_err(|e| failed(ErrorKind::Unavailable, "cannot be opened".into(), e.into()))?;
+        let mut detached = Vec::new();
+        for (name, attach_type) in SOCKET_PROGRAMS {
+            if self.hangs_in_cgroup(name, number) {
+                continue;
+            }
+            let link = socket_program(ebpf, name)
+                .and_then(|program| Ok(BpfLink::cgroup(program, cgroup.as_fd(), attach_type)?))
+                .map_err(|e| {
+                    let kind = match errno(&e) {
+                        Some(Errno::EPERM) => ErrorKind::Permission,
+                        Some(Errno::ENODEV | Errno::ENOENT) => ErrorKind::Unavailable,
+                        _ => ErrorKind::Internal,
+                    };
+                    failed(kind, format!("cannot attach the program {name}"), e.into())
+                })?;
+            if self.sockets.insert(name, link).is_some() {
+                detached.push(name);
+            }
         }
-        self.sockets = links;
+        if !detached.is_empty() {
+            let what = detached.join(", ");
+            self.drift(format!("cgroup {}: somebody detached {what}: put right", path.display()));
+        }
         Ok(())
     }
 }
 
-/// The kernel made something else than a link.
-fn unlinked(e: LinkError) -> ProgramError {
-    io::Error::other(e).into()
+fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<BorrowedFd<'a>, ProgramError> {
+    let program: &'a mut CgroupSockAddr =
+        ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    Ok(program.fd()?.as_fd())
+}
+
+/// The number by which links know a cgroup.
+fn cgroup_number(path: &Path) -> io::Result<u64> {
+    Ok(std::fs::metadata(path)?.ino())
 }
 
 fn detach(name: &str, attached: Attached, failures: &mut Vec<String>) {
-    for hook in attached.hooks {
+    for (program, hook) in attached.hooks {
         if let Err(e) = hook.detach() {
-            failures.push(format!("interface {name}: cannot detach a program: {e}"));
+            failures.push(format!("interface {name}: cannot detach the program {program}: {e}"));
         }
     }
 }

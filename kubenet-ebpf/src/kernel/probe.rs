@@ -3,11 +3,12 @@
 use std::{fs, io, path::Path};
 
 use aya::{
-    programs::{ProgramError, ProgramType, SchedClassifier, TcAttachType},
+    programs::{ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported, is_program_supported},
 };
 use kubenet_core::datapath::{DatapathError, ErrorKind};
 
+use super::sys;
 use crate::{
     Probe,
     error::{caused, error},
@@ -47,8 +48,7 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
     Ok(Probe {
         kernel,
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-        // A question about what hangs at the loopback interface, which every namespace has.
-        tcx: SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
+        tcx: sys::has_tcx(),
         connect_refused,
     })
 }
@@ -68,7 +68,8 @@ fn refused(e: ProgramError) -> DatapathError {
     match code.map(io::Error::from_raw_os_error).map(|e| e.kind()) {
         Some(io::ErrorKind::PermissionDenied) => {
             let message = "the system call bpf is not permitted here: run as root on the machine itself, or in \
-                           a container with CAP_BPF and CAP_NET_ADMIN and a seccomp profile that allows bpf";
+                           a container with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN and a seccomp profile that \
+                           allows bpf";
             caused(OPERATION, ErrorKind::Permission, message, e)
         }
         Some(io::ErrorKind::Unsupported) => {
@@ -82,6 +83,7 @@ fn refused(e: ProgramError) -> DatapathError {
 fn check_capabilities() -> Result<(), DatapathError> {
     const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_PERFMON: u64 = 1 << 38;
     const CAP_BPF: u64 = 1 << 39;
     let status = fs::read_to_string("/proc/thread-self/status")
         .map_err(|e| caused(OPERATION, ErrorKind::Unsupported, "cannot read /proc/thread-self/status", e))?;
@@ -94,6 +96,10 @@ fn check_capabilities() -> Result<(), DatapathError> {
     let mut missing = Vec::new();
     if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
         missing.push("CAP_BPF (CAP_SYS_ADMIN before kernel 5.8)");
+    }
+    // Without it, the verifier forbids what is usual with pointers to packets.
+    if !has(CAP_PERFMON) && !has(CAP_SYS_ADMIN) {
+        missing.push("CAP_PERFMON (CAP_SYS_ADMIN before kernel 5.8)");
     }
     if !has(CAP_NET_ADMIN) {
         missing.push("CAP_NET_ADMIN");

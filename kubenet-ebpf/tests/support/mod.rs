@@ -1,6 +1,8 @@
 //! A lab with an eBPF datapath on node-a, and routes to put into it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod links;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
