@@ -8,13 +8,17 @@ use std::{
         process::{CommandExt as _, ExitStatusExt as _},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kubenet_core::{datapath::ErrorKind, model::IpFamily};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 
 /// Which kernel interface the iptables programs use. Rules of one are invisible to the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -127,8 +131,11 @@ impl Settings {
     /// The variant of the program that is called without naming one.
     pub(crate) fn default_backend(&self) -> Option<Backend> {
         let program = self.find("iptables-restore")?;
-        let version = Command::new(program).arg("--version").output().ok()?;
-        let version = String::from_utf8_lossy(&version.stdout).into_owned();
+        let mut command = Command::new(&program);
+        command.arg("--version");
+        let version = run(command, &program, "", self.limit())
+            .inspect_err(|error| tracing::warn!(%error, "the variant of a program is not known"))
+            .ok()?;
         [Backend::Nft, Backend::Legacy].into_iter().find(|b| version.contains(b.in_version()))
     }
 
@@ -223,6 +230,7 @@ impl Tools {
     }
 }
 
+/// Runs a program; what it prints.
 fn run(mut command: Command, program: &Path, input: &str, limit: Duration) -> Result<String, ExecError> {
     let failed = |what: &str, error: io::Error| {
         let kind = match error.kind() {
@@ -232,54 +240,97 @@ fn run(mut command: Command, program: &Path, input: &str, limit: Duration) -> Re
         };
         ExecError { kind, message: format!("{} could not be {what}", program.display()), source: Some(error) }
     };
-    let mut child = command
+    let child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // Not in the terminal's group: a Ctrl-C for the embedder does not end a transaction.
+        // Not in the terminal's group: a Ctrl-C for the embedder does not end a transaction. And with a group
+        // of its own it can be ended with all that it started.
         .process_group(0)
         .spawn()
         .map_err(|e| failed("started", e))?;
-    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let (tell, ended) = mpsc::channel();
-    let mut in_time = true;
-    let (stdout, stderr) = thread::scope(|scope| {
-        // On a thread of its own: the child may write before it has read everything. It may also end early;
-        // its exit status then says why.
-        scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes())));
-        let stdout = scope.spawn(move || {
-            let text = read_all(stdout);
-            // Its output ends when the program does.
-            let _ = tell.send(());
-            text
-        });
-        let stderr = scope.spawn(move || read_all(stderr));
-        if ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-            in_time = false;
-            // Not waited for yet, so this cannot hit another process.
-            let _ = child.kill();
-        }
-        (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default())
-    });
-    let status = child.wait().map_err(|e| failed("waited for", e))?;
-    if !in_time {
+    let mut group = Group { child, ended: false };
+    let ended = group.finish(input, limit).map_err(|e| failed("waited for", e))?;
+    let Some((status, stdout, stderr)) = ended else {
         let message = format!(
             "{} did not end within {limit:?} and was killed; see IptablesDatapath::builder().time_limit(..)",
             program.display()
         );
         return Err(ExecError::new(ErrorKind::Unavailable, message));
-    }
+    };
     if status.success() {
         return Ok(stdout);
     }
     Err(classify(program, status, &stderr, input))
 }
 
-fn read_all(pipe: Option<impl Read>) -> String {
-    let mut bytes = Vec::new();
-    // What was read before an error is still worth showing.
-    let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-    String::from_utf8_lossy(&bytes).into_owned()
+/// A program and what it started. Dropping it kills them all, unless the program has ended in time.
+struct Group {
+    child: Child,
+    ended: bool,
+}
+
+impl Group {
+    /// Feeds the program and waits until it has ended and nobody holds its output any more; `None` when that
+    /// takes too long.
+    fn finish(&mut self, input: &str, limit: Duration) -> io::Result<Option<(ExitStatus, String, String)>> {
+        let begun = Instant::now();
+        let rest = || limit.saturating_sub(begun.elapsed());
+        let child = &mut self.child;
+        // Threads of their own, as the child may write before it has read everything. Nobody waits for them:
+        // what left the group may hold a pipe for good. It may also end early; its exit status then says why.
+        let (stdin, input) = (child.stdin.take(), input.to_owned());
+        let feed = move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes()));
+        thread::Builder::new().name("kubenet-exec".into()).spawn(feed)?;
+        let (stdout, stderr) = (read_all(child.stdout.take())?, read_all(child.stderr.take())?);
+        let (Some(stdout), Some(stderr)) = (receive(&stdout, rest()), receive(&stderr, rest())) else {
+            return Ok(None);
+        };
+        let mut pause = Duration::from_micros(100);
+        loop {
+            if let Some(status) = child.try_wait()? {
+                self.ended = true;
+                return Ok(Some((status, stdout, stderr)));
+            }
+            if rest().is_zero() {
+                return Ok(None);
+            }
+            // Its output ends when the program does, so this is short.
+            thread::sleep(pause.min(rest()));
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Not waited for yet, so the number is not another group's.
+        if !self.ended
+            && let Ok(id) = i32::try_from(self.child.id())
+        {
+            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> io::Result<mpsc::Receiver<String>> {
+    let (tell, told) = mpsc::channel();
+    thread::Builder::new().name("kubenet-exec".into()).spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read before an error is still worth showing.
+        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+        let _ = tell.send(String::from_utf8_lossy(&bytes).into_owned());
+    })?;
+    Ok(told)
+}
+
+fn receive(text: &mpsc::Receiver<String>, limit: Duration) -> Option<String> {
+    match text.recv_timeout(limit) {
+        Ok(text) => Some(text),
+        Err(mpsc::RecvTimeoutError::Timeout) => None,
+        Err(mpsc::RecvTimeoutError::Disconnected) => Some(String::new()),
+    }
 }
 
 /// What a failure means.
@@ -342,39 +393,4 @@ fn failing_line<'a>(stderr: &str, input: &'a str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn kind(code: i32, stderr: &str) -> ErrorKind {
-        classify(Path::new("iptables-restore"), ExitStatus::from_raw(code << 8), stderr, "*nat\nbad\n").kind
-    }
-
-    #[test]
-    fn failures_are_told_apart() {
-        let lock =
-            "Another app is currently holding the xtables lock; still 0s 0us time ahead to have a chance";
-        assert_eq!(kind(4, lock), ErrorKind::Unavailable);
-        let root =
-            "iptables-restore v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied";
-        assert_eq!(kind(4, root), ErrorKind::Permission);
-        assert_eq!(
-            kind(4, "Fatal: can't open lock file /run/xtables.lock: Permission denied"),
-            ErrorKind::Permission
-        );
-        let table = "can't initialize ip6tables table `nat': Table does not exist (do you need to insmod?)";
-        assert_eq!(kind(3, table), ErrorKind::Unsupported);
-        let gone = "iptables-restore: line 4 failed: No chain/target/match by that name.";
-        assert_eq!(kind(1, gone), ErrorKind::Conflict);
-        assert_eq!(kind(2, "iptables-restore: line 2 failed"), ErrorKind::Internal);
-        let killed = classify(Path::new("x"), ExitStatus::from_raw(9), "", "");
-        assert_eq!(killed.kind, ErrorKind::Unavailable);
-    }
-
-    #[test]
-    fn the_failing_line_is_quoted() {
-        let status = ExitStatus::from_raw(2 << 8);
-        let error =
-            classify(Path::new("r"), status, "Error occurred at line: 2\nTry `-h'", "*nat\nbad rule\n");
-        assert!(error.message.ends_with("the line is: bad rule"), "{}", error.message);
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use std::{
     process::{Child, Command},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::*;
@@ -216,12 +216,17 @@ fn a_program_that_hangs_is_killed_and_the_last_good_rules_stay() {
     let before = world.rules();
     let next = world.table(2, world.service(&["a2"]));
     let delta = Arc::new(table.diff(&next));
-    programs.fail("iptables-restore", "exec sleep 60");
-    let error = block_on(datapath.apply(Arc::clone(&delta))).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.message().contains("time_limit"), "{error}");
-    assert_eq!(world.rules(), before);
-    programs.heal();
+    for hangs in ["exec sleep 600", "sleep 600", "sleep 600 & wait"] {
+        let begun = Instant::now();
+        programs.fail("iptables-restore", hangs);
+        let error = block_on(datapath.apply(Arc::clone(&delta))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.message().contains("time_limit"), "{error}");
+        // Taking back asks the same program, for nothing or within the same limit.
+        assert!(begun.elapsed() < Duration::from_secs(30), "{hangs}: {:?}", begun.elapsed());
+        programs.heal();
+        assert_eq!(world.rules(), before);
+    }
     block_on(datapath.apply(delta)).unwrap();
     assert_eq!(block_on(datapath.read()).unwrap(), *next);
     block_on(datapath.close(Close::Remove)).unwrap();
