@@ -340,6 +340,10 @@ fn classify(program: &Path, status: ExitStatus, stderr: &str, input: &str) -> Ex
         (ErrorKind::Unavailable, format!(" (killed by signal {signal})"))
     } else if has(&["Permission denied", "must be root", "Operation not permitted"]) {
         (ErrorKind::Permission, ": run as root or with CAP_NET_ADMIN".to_owned())
+    } else if has(&["lock file"]) {
+        let hint = ": the file of the lock that programs of iptables share cannot be opened: make its directory, or \
+                    name another file with IptablesDatapath::builder().lock_file(..)";
+        (ErrorKind::Unavailable, hint.to_owned())
     } else if has(&["xtables lock"]) {
         let hint =
             ": another program holds the lock of iptables; see IptablesDatapath::builder().lock_wait(..)";

@@ -17,6 +17,8 @@ fn failures_are_told_apart() {
         kind(4, "Fatal: can't open lock file /run/xtables.lock: Permission denied"),
         ErrorKind::Permission
     );
+    let no_directory = "Fatal: can't open lock file /run/xtables.lock: No such file or directory";
+    assert_eq!(kind(4, no_directory), ErrorKind::Unavailable);
     let table = "can't initialize ip6tables table `nat': Table does not exist (do you need to insmod?)";
     assert_eq!(kind(3, table), ErrorKind::Unsupported);
     let gone = "iptables-restore: line 4 failed: No chain/target/match by that name.";
