@@ -13,7 +13,10 @@
 #define SYN_ANSWER 75
 /* A closed TCP flow's masquerading port is not taken again before... */
 #define TIME_WAIT 60
-/* ...unless ports run out, when this UDP silence will do, too. */
+/*
+ * ...unless ports run out, when this UDP silence will do, too. An instance that
+ * drains gives a UDP flow away when its backend was silent for so long.
+ */
 #define UDP_HURRY 30
 
 static __always_inline bool older(__u32 last_seen, __u32 now, __u32 ticks)

@@ -134,7 +134,8 @@ static __always_inline enum flow F(ct_check_reply)(
 /*
  * Whether a packet from a client may stay with its backend. Established TCP
  * does so until it ends; a new connection or a datagram only while the
- * frontend is the same Service's and the backend is in use.
+ * frontend is the same Service's and the backend is in use. While draining,
+ * nobody says when a backend goes: a datagram stays only if answers came lately.
  */
 static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 					   const struct F(tuple) *tuple,
@@ -142,8 +143,10 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 					   __u32 now)
 {
 	const struct F(backend) *backend;
+	const struct F(conntrack) *peer;
 	const struct service *service;
 	const struct config *cfg;
+	bool draining;
 
 	if (is_tcp(pkt) && !is_syn(pkt))
 		return true;
@@ -153,13 +156,16 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 	backend = F(live_backend)(ct->backend, ct->generation);
 	if (!backend)
 		return false;
+	cfg = get_config();
+	draining = cfg && cfg->flags & CONFIG_DRAINING;
 	if (is_tcp(pkt)) {
-		if (backend->flags & BACKEND_TERMINATING)
-			return false;
-		cfg = get_config();
-		if (cfg && cfg->flags & CONFIG_DRAINING)
+		if (draining || backend->flags & BACKEND_TERMINATING)
 			return false;
 		return !F(ct_closed)(ct, F(ct_peer)(ct, pkt->proto));
+	}
+	if (draining) {
+		peer = F(ct_peer)(ct, pkt->proto);
+		return peer && !older(peer->last_seen, now, UDP_HURRY);
 	}
 	return !older(ct->last_seen, now, UDP_IDLE) ||
 	       !F(ct_idle)(ct, F(ct_peer)(ct, pkt->proto), now, UDP_IDLE);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    bench::{ALIVE, Bench, Hook, TERMINATING, for_each_kind},
+    bench::{ALIVE, Bench, DRAINING, Hook, TERMINATING, for_each_kind},
     frame::{Flags, Frame, Proto},
     nets::{Net, at},
 };
@@ -82,6 +82,32 @@ fn udp_leaves_a_backend_that_is_gone() {
         bench.expect_forwarded(Hook::FromPod, flow.syn(proto), flow.client, flow.old);
         bench.set_backend(flow.id, flow.old, 0, 1);
         bench.expect_forwarded(Hook::FromPod, flow.syn(proto), flow.client, flow.new);
+    });
+}
+
+#[test]
+fn while_draining_udp_leaves_a_backend_that_does_not_answer() {
+    for_each_kind(|bench, net, proto| {
+        let flow = established(bench, net, proto);
+        bench.configure(DRAINING, 20000..=29999);
+        let there = flow.syn(proto).flags(Flags::Ack);
+        let answer = Frame::new(proto, flow.old, flow.client).flags(Flags::Ack);
+        for _ in 0..3 {
+            bench.age(20);
+            bench.expect_forwarded(Hook::FromPod, there.clone(), flow.client, flow.old);
+            bench.expect_forwarded(Hook::FromExternal, answer.clone(), flow.frontend, flow.client);
+        }
+        // The client goes on, and hears nothing.
+        bench.age(20);
+        bench.expect_forwarded(Hook::FromPod, there.clone(), flow.client, flow.old);
+        bench.age(20);
+        if proto == Proto::Tcp {
+            bench.expect_forwarded(Hook::FromPod, there, flow.client, flow.old);
+            return;
+        }
+        bench.expect_passed(Hook::FromPod, there);
+        bench.expect_passed(Hook::FromExternal, answer);
+        assert_eq!(bench.entries(), 0, "the flow is its successor's");
     });
 }
 
