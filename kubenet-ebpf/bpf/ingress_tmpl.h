@@ -18,11 +18,11 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	service = F(service_of)(tuple);
 	if (!service)
 		return TC_ACT_UNSPEC;
-	if (pkt->fragment)
-		return drop(METRIC_DROP_FRAGMENT);
 	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
 		return TC_ACT_UNSPEC;
+	if (pkt->fragment)
+		return drop(METRIC_DROP_FRAGMENT);
 	return F(new_flow)(tuple, service, target);
 }
 

@@ -129,3 +129,21 @@ fn a_first_fragment_to_a_service_is_dropped_and_any_other_passes() {
         assert_eq!(bench.send_bytes(Hook::FromPod, &later, 0).action, UNSPEC);
     });
 }
+
+#[test]
+fn while_draining_fragments_of_new_flows_are_the_successors() {
+    for_each_kind(|bench, net, proto| {
+        if net.vip.is_ipv6() {
+            return;
+        }
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        bench.configure(DRAINING, 20000..=29999);
+        let mut first = Frame::new(proto, at(net.pod, 40001), frontend);
+        (first.dont_fragment, first.more_fragments) = (false, true);
+        bench.expect_passed(Hook::FromPod, first.clone());
+        bench.expect_dropped(Hook::FromPod, first.with(client, frontend), Metric::Fragment);
+    });
+}
