@@ -11,12 +11,22 @@ use crate::rule::ChainName;
 /// Length of the part of a chain's name that identifies a Service port.
 const HASH_LENGTH: usize = 16;
 
-/// Kinds of chains with a hash in their name. The last one is kube-proxy's alone: it is known so that a
-/// kube-proxy's rules can be taken over.
-const HASHED: [&str; 5] = ["SVC", "SVL", "EXT", "SEP", "FW"];
+/// Kinds of chains with a hash in their name. The last two are kube-proxy's alone (`XLB` up to 1.24): they are
+/// known so that a kube-proxy's rules can be taken over.
+const HASHED: [&str; 6] = ["SVC", "SVL", "EXT", "SEP", "FW", "XLB"];
 
-const FIXED: [&str; 7] =
-    ["SERVICES", "NODEPORTS", "EXTERNAL-SERVICES", "MARK-MASQ", "POSTROUTING", "FORWARD", "STATE"];
+/// The last two are kube-proxy's alone.
+const FIXED: [&str; 9] = [
+    "SERVICES",
+    "NODEPORTS",
+    "EXTERNAL-SERVICES",
+    "MARK-MASQ",
+    "POSTROUTING",
+    "FORWARD",
+    "STATE",
+    "PROXY-FIREWALL",
+    "PROXY-CANARY",
+];
 
 /// The longest name that iptables takes is 28 characters; the longest of ours without its prefix has 21
 /// (`-SVC-` and a hash).
@@ -151,14 +161,22 @@ mod tests {
     #[test]
     fn chains_of_others_are_not_ours() {
         let names = Names::new("KUBE");
-        for ours in ["KUBE-SERVICES", "KUBE-SVC-XPGD46QRK7WJZT7O", "KUBE-MASQ-NO", "KUBE-FW-XPGD46QRK7WJZT7O"]
-        {
+        for ours in [
+            "KUBE-SERVICES",
+            "KUBE-SVC-XPGD46QRK7WJZT7O",
+            "KUBE-MASQ-NO",
+            "KUBE-FW-XPGD46QRK7WJZT7O",
+            "KUBE-XLB-XPGD46QRK7WJZT7O",
+            "KUBE-PROXY-FIREWALL",
+            "KUBE-PROXY-CANARY",
+        ] {
             assert!(names.owns(ours), "{ours}");
         }
         for foreign in [
             "KUBE-KUBELET-CANARY",
             "KUBE-FIREWALL",
             "KUBE-MARK-DROP",
+            "KUBE-IPTABLES-HINT",
             "KUBE-SVC-XPGD46QRK7WJZT7",
             "KUBE-SVC-xPGD46QRK7WJZT7O",
             "KUBE2-SERVICES",

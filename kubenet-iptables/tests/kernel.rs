@@ -133,10 +133,15 @@ fn a_kube_proxys_rules_are_taken_over_and_a_chain_that_others_use_is_named() {
     for variant in VARIANTS {
         let Some(world) = world(variant) else { return };
         let svc = "KUBE-SVC-XPGD46QRK7WJZT7O";
+        let xlb = "KUBE-XLB-XPGD46QRK7WJZT7O";
         for rule in [
             // kube-proxy leads all of INPUT to this chain; our answers for node ports are in it.
             ["-N", "KUBE-NODEPORTS"].as_slice(),
+            &["-N", "KUBE-PROXY-CANARY"],
+            &["-t", "nat", "-N", "KUBE-PROXY-CANARY"],
+            &["-N", "KUBE-FIREWALL"],
             &["-N", "KUBE-PROXY-FIREWALL"],
+            &["-A", "KUBE-PROXY-FIREWALL", "-d", "192.0.2.9", "-p", "tcp", "-j", "DROP"],
             &[
                 "-A",
                 "INPUT",
@@ -148,7 +153,13 @@ fn a_kube_proxys_rules_are_taken_over_and_a_chain_that_others_use_is_named() {
                 "KUBE-NODEPORTS",
             ],
             &["-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "KUBE-PROXY-FIREWALL"],
+            &["-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-j", "KUBE-PROXY-FIREWALL"],
+            &["-t", "nat", "-N", "KUBE-SERVICES"],
             &["-t", "nat", "-N", svc],
+            // Up to 1.24: a Service of type LoadBalancer with local policy.
+            &["-t", "nat", "-N", xlb],
+            &["-t", "nat", "-A", xlb, "-s", "10.244.0.0/16", "-j", svc],
+            &["-t", "nat", "-A", "KUBE-SERVICES", "-d", "192.0.2.9", "-p", "tcp", "-j", xlb],
             &["-t", "nat", "-A", svc, "-p", "tcp", "-j", "DNAT", "--to-destination", "192.0.2.1:80"],
             &["-t", "nat", "-N", "OTHER"],
             &["-t", "nat", "-A", "OTHER", "-j", svc],
@@ -161,13 +172,19 @@ fn a_kube_proxys_rules_are_taken_over_and_a_chain_that_others_use_is_named() {
         assert_eq!(block_on(datapath.drift(&table)).unwrap(), None);
         let rules = world.rules();
         assert!(!rules.contains("health check service ports"));
-        assert!(rules.contains("-j KUBE-PROXY-FIREWALL"), "not ours");
+        for gone in ["KUBE-PROXY-FIREWALL", "KUBE-PROXY-CANARY", xlb] {
+            assert!(!rules.contains(gone), "{gone}: {rules}");
+        }
+        assert!(rules.contains("KUBE-FIREWALL"), "the kubelet's");
         assert!(rules.contains(&format!("-A OTHER -j {svc}")) && !rules.contains("192.0.2.1"), "{rules}");
         let error = block_on(datapath.close(Close::Remove)).unwrap_err();
         assert!(error.message().contains(svc), "{error}");
         world.iptables(&["-t", "nat", "-F", "OTHER"]);
         block_on(datapath.close(Close::Remove)).unwrap();
-        assert!(!world.rules().contains("KUBE-S"));
+        let rules = world.rules();
+        let left: Vec<_> = rules.lines().filter(|line| line.contains("KUBE-")).collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(left[0].starts_with(":KUBE-FIREWALL "));
     }
 }
 
