@@ -64,12 +64,14 @@ impl EbpfDatapath {
         Ok(Self { worker, capabilities, events })
     }
 
-    /// Serves the pod behind this interface: the host's end of its veth pair. Before the first
+    /// Serves the pod behind this interface: the host's end of its veth pair, or a bridge that pods are connected
+    /// to. Before the first
     /// [`replace`](Datapath::replace) the interface is only remembered. Idempotent; call it again when the
     /// interface was made anew.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when there is no such interface in the node's network namespace.
+    /// [`ErrorKind::Unavailable`] when there is no such interface in the node's network namespace. [`ErrorKind::Unsupported`]
+    /// when it is a port of a bridge: the frames there are for the bridge, which is to be attached instead.
     pub async fn attach_pod(&self, interface: &str) -> Result<(), DatapathError> {
         let interface = interface.to_owned();
         self.run("attach_pod", move |engine| engine.attach_pod(&interface)).await

@@ -153,6 +153,31 @@ fn interfaces_come_and_go() {
 }
 
 #[test]
+fn not_a_port_but_its_bridge_is_attached() {
+    let Some(lab) = lab(config()) else { return };
+    let datapath = datapath(&lab);
+    let set_up = || {
+        for arguments in [
+            "link add bridge0 type bridge",
+            "link add port0 type veth peer name port1",
+            "link set port0 master bridge0",
+        ] {
+            let ip = std::process::Command::new("ip").args(arguments.split(' ')).output().unwrap();
+            assert!(ip.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&ip.stderr));
+        }
+    };
+    lab.node(Node::A).netns().run(set_up).unwrap();
+    for round in 0..2 {
+        let error = block_on(datapath.attach_pod("port0")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.message(), "port0 is a port of the bridge bridge0: attach the bridge itself");
+        block_on(datapath.attach_pod("port1")).unwrap();
+        block_on(datapath.attach_pod("bridge0")).unwrap();
+        replace(&datapath, &table(&lab, round, []));
+    }
+}
+
+#[test]
 fn a_closed_datapath_leaves_nothing_and_answers_nothing() {
     let Some(lab) = lab(config()) else { return };
     let datapath = datapath(&lab);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::CString,
     fs::File,
     io,
     os::{
@@ -22,11 +23,14 @@ use aya::{
 use kubenet_core::datapath::{DatapathError, DatapathEvent, ErrorKind, EventHub};
 use nix::{
     errno::Errno,
-    net::if_::if_nametoindex,
+    net::if_::{if_indextoname, if_nametoindex},
     sys::signal::{SigSet, SigmaskHow},
 };
 
-use super::sys::{BpfLink, Tcx};
+use super::{
+    bridge,
+    sys::{BpfLink, Tcx},
+};
 use crate::error::{caused, error};
 
 /// Programs of the socket hooks, and what they hang at (`enum bpf_attach_type`).
@@ -293,10 +297,20 @@ impl Attachments {
             let message = format!("interface {name} is an external interface of this datapath");
             return Err(error(OPERATION, ErrorKind::InvalidInput, message));
         }
+        let index = index_of(name, OPERATION, ErrorKind::Unavailable)?;
+        let bridge = bridge::of(index).map_err(|e| {
+            let message = format!("interface {name}: cannot find out whether it is a port of a bridge");
+            caused(OPERATION, ErrorKind::Unavailable, message, e)
+        })?;
+        if let Some(bridge) = bridge {
+            // Its frames are for the bridge's address, not for its own: the programs would pass them all.
+            let bridge =
+                if_indextoname(bridge).map_or_else(|_| format!("interface {bridge}"), interface_name);
+            let message = format!("{name} is a port of the bridge {bridge}: attach the bridge itself");
+            return Err(error(OPERATION, ErrorKind::Unsupported, message));
+        }
         if self.active {
             self.attach(ebpf, name, Side::Pod, OPERATION)?;
-        } else {
-            index_of(name, OPERATION, ErrorKind::Unavailable)?;
         }
         self.pods.insert(name.to_owned());
         Ok(())
@@ -467,6 +481,10 @@ fn detach(name: &str, attached: Attached, failures: &mut Vec<String>) {
             failures.push(format!("interface {name}: cannot detach the program {program}: {e}"));
         }
     }
+}
+
+fn interface_name(name: CString) -> String {
+    name.to_string_lossy().into_owned()
 }
 
 fn index_of(name: &str, operation: &'static str, kind: ErrorKind) -> Result<u32, DatapathError> {

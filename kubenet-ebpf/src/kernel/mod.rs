@@ -1,6 +1,7 @@
 //! The part that touches the kernel. All of it runs on the datapath's own thread.
 
 mod attach;
+mod bridge;
 mod flows;
 mod maps;
 mod mmap;
