@@ -127,8 +127,19 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
         "replies come back to a port that only the datapath that chose it knows: keep it draining until they end",
     );
     add(
+        "idle flows while draining",
+        "a flow counts as gone after 130 minutes without a packet (TCP) or 2 minutes (UDP), a connection that is \
+         half closed after 2 minutes, one that nobody answered after 1; a UDP flow whose backend is silent for \
+         30 seconds is the successor's",
+    );
+    add(
         "fragments",
         "a fragmented packet to a Service is dropped and counted: only its first fragment has ports",
+    );
+    add(
+        "masqueraded packets that may be fragmented",
+        "one that is larger than the route to its backend is dropped and counted, without an ICMP error: this \
+         node does not fragment in its own name",
     );
     add(
         "ICMP errors",
@@ -184,6 +195,8 @@ impl Datapath for EbpfDatapath {
         Err(error("counters", ErrorKind::Unsupported, message))
     }
 
+    /// A flow is counted until it is closed or was silent for longer than its
+    /// [limitation](Capabilities::limitations) says.
     async fn drain(&self) -> Result<DrainStatus, DatapathError> {
         self.run("drain", Engine::drain).await
     }

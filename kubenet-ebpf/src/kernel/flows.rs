@@ -14,13 +14,14 @@ use crate::layout::{Address, CLOCK_SHIFT, CT_FIN, CT_REPLY, CT_RST, CT_SEEN_REPL
 
 /// Seconds without a packet after which a flow counts as gone, though nobody closed it.
 mod idle {
-    /// An open TCP connection, both sides of which were heard.
-    pub(super) const TCP: u32 = 3600;
+    /// An open TCP connection, both sides of which were heard: keep-alives come every two hours.
+    pub(super) const TCP: u32 = 7200 + 600;
     /// One that is closed on one side.
     pub(super) const TCP_CLOSING: u32 = 120;
     /// One that nobody answered.
     pub(super) const TCP_OPENING: u32 = 60;
-    pub(super) const UDP: u32 = 60;
+    /// What the programs keep it for (`UDP_IDLE` in `bpf/conntrack.h`).
+    pub(super) const UDP: u32 = 120;
 }
 
 /// The clock of `last_seen`.
@@ -108,12 +109,12 @@ mod tests {
 
     #[test]
     fn silence_ends_a_flow() {
-        assert!(is_live(UDP, (0, 1000), None, 1050));
-        assert!(!is_live(UDP, (0, 1000), None, 1070));
-        assert!(is_live(UDP, (0, 1000), Some((CT_REPLY, 1060)), 1070), "answers count, too");
+        assert!(is_live(UDP, (0, 1000), None, 1110));
+        assert!(!is_live(UDP, (0, 1000), None, 1130));
+        assert!(is_live(UDP, (0, 1000), Some((CT_REPLY, 1060)), 1130), "answers count, too");
         assert!(!is_live(TCP, (0, 1000), None, 1070), "nobody answered");
-        assert!(is_live(TCP, (CT_SEEN_REPLY, 1000), None, 3000));
-        assert!(!is_live(TCP, (CT_SEEN_REPLY, 1000), None, 5000));
+        assert!(is_live(TCP, (CT_SEEN_REPLY, 1000), None, 8200), "until the next keep-alive");
+        assert!(!is_live(TCP, (CT_SEEN_REPLY, 1000), None, 9000));
         assert!(is_live(UDP, (0, 1001), None, 1000), "the clocks may differ by a tick");
     }
 }
