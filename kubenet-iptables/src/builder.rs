@@ -1,37 +1,15 @@
-use std::{
-    io,
-    path::PathBuf,
-    sync::{Arc, mpsc},
-    thread,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use kubenet_core::{
-    datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Limitation},
+    datapath::{DatapathError, ErrorKind},
     model::IpFamily,
-    worker::Worker,
 };
 
 use crate::{
+    config::{Config, LONGEST_PREFIX, Settings, Variant},
     datapath::IptablesDatapath,
-    engine::Engine,
-    exec::{Settings, Variant},
-    names::{LONGEST_PREFIX, Names},
-    netns,
-    plan::Context,
-    probe::{self, Found},
-    registry::{Claim, Place},
+    start,
 };
-
-/// A checked configuration.
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) variant: Variant,
-    pub(crate) prefix: String,
-    pub(crate) network_namespace: Option<PathBuf>,
-    pub(crate) programs: Settings,
-    pub(crate) families: Option<Vec<IpFamily>>,
-}
 
 /// Configures an [`IptablesDatapath`]. Everything has a default.
 #[derive(Clone, Debug)]
@@ -49,17 +27,6 @@ pub struct Probe {
     pub random_fully: bool,
     /// Whether stale UDP flows can be cut.
     pub conntrack: bool,
-}
-
-impl From<&Found> for Probe {
-    fn from(found: &Found) -> Self {
-        Self {
-            datapath: found.backend.datapath_name(),
-            families: found.families(),
-            random_fully: found.random_fully,
-            conntrack: found.conntrack,
-        }
-    }
 }
 
 impl Default for IptablesBuilder {
@@ -175,16 +142,7 @@ impl IptablesBuilder {
     /// [`ErrorKind::Permission`] without `CAP_NET_ADMIN`, [`ErrorKind::InvalidInput`] for a bad setting.
     pub fn probe(&self) -> Result<Probe, DatapathError> {
         self.check()?;
-        let config = &self.0;
-        // On a thread of its own, which may change its network namespace.
-        let found = thread::scope(|scope| scope.spawn(|| probe::examine(config)).join());
-        match found {
-            Ok(found) => found.as_ref().map(Probe::from).map_err(Clone::clone),
-            Err(_) => {
-                let message = "the probe's thread panicked";
-                Err(DatapathError::new("iptables", "probe", ErrorKind::Internal, message))
-            }
-        }
+        start::probe(&self.0)
     }
 
     /// Probes, and starts the datapath's thread. No rule is written before the first
@@ -194,100 +152,6 @@ impl IptablesBuilder {
     /// Those of [`IptablesBuilder::probe`].
     pub fn build(self) -> Result<IptablesDatapath, DatapathError> {
         self.check()?;
-        let config = self.0;
-        let events = EventHub::default();
-        let (tell, told) = mpsc::channel();
-        let hub = events.clone();
-        let worker = Worker::spawn("kubenet-iptables", move || {
-            let found = probe::examine(&config)?;
-            let namespace = netns::identity()?;
-            let capabilities = capabilities(&found);
-            let name = found.backend.datapath_name();
-            let place = Place { namespace, backend: found.backend, prefix: config.prefix.clone() };
-            let context = Context {
-                names: Names::new(&config.prefix),
-                random_fully: found.random_fully,
-                families: found.families(),
-            };
-            // The receiver waits until this thread is ready.
-            let _ = tell.send((name, capabilities.clone()));
-            let Found { tools, other, conntrack, .. } = found;
-            let claim = Claim::new(place);
-            Ok::<_, StartError>(Engine::new(
-                name,
-                Arc::new(context),
-                tools,
-                other,
-                conntrack,
-                capabilities,
-                claim,
-                hub,
-            ))
-        })
-        .map_err(|StartError(error)| error)?;
-        let (name, capabilities) = told.recv().map_err(|_| {
-            DatapathError::new("iptables", "build", ErrorKind::Internal, "the worker did not start")
-        })?;
-        Ok(IptablesDatapath { name, capabilities, worker, events })
+        start::build(self.0)
     }
-}
-
-struct StartError(DatapathError);
-
-impl From<DatapathError> for StartError {
-    fn from(error: DatapathError) -> Self {
-        Self(error)
-    }
-}
-
-impl From<io::Error> for StartError {
-    fn from(error: io::Error) -> Self {
-        let message = "the worker thread could not be started";
-        Self(DatapathError::with_source("iptables", "build", ErrorKind::Unavailable, message, error))
-    }
-}
-
-fn capabilities(found: &Found) -> Capabilities {
-    let mut capabilities = Capabilities::basic();
-    capabilities.families = found.families().into_iter().collect();
-    capabilities.keep_on_close = true;
-    capabilities.node_udp_follows = found.conntrack;
-    capabilities.limitations.extend([
-        Limitation { what: "SCTP", why: "routes of this protocol are reported as unsupported" },
-        Limitation {
-            what: "backends that dial their own Service",
-            why: "a backend that is not known to be on this node is left out for its own flows, unless it is \
-                  the last of its Service: that needs no chain per backend",
-        },
-        Limitation {
-            what: "ports of a cluster IP that are no Service ports",
-            why: "packets to them are routed on: there are rules for frontends only",
-        },
-        Limitation {
-            what: "established flows after close",
-            why: "the kernel translates them as long as some rule in the network namespace uses connection \
-                  tracking; where ours are the only ones, removing them ends the translation. drain() counts \
-                  these flows where the kernel can list them",
-        },
-    ]);
-    if !found.conntrack {
-        capabilities.limitations.push(Limitation {
-            what: "number of flows while draining",
-            why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink): drain() takes no \
-                  new flows, and then fails with Unsupported where closing would end flows, as it cannot say how \
-                  many",
-        });
-        capabilities.limitations.push(Limitation {
-            what: "UDP flows to backends that are gone",
-            why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink), so they end by \
-                  their timeout only",
-        });
-    }
-    if !found.random_fully {
-        capabilities.limitations.push(Limitation {
-            what: "source ports of masqueraded flows",
-            why: "this iptables has no MASQUERADE --random-fully: ports are kept where they are free",
-        });
-    }
-    capabilities
 }

@@ -20,18 +20,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// Which kernel interface the iptables programs use. Rules of one are invisible to the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Variant {
-    /// The one that this machine uses: where the kubelet left its hint, else the default of its
-    /// `iptables-restore`.
-    #[default]
-    Auto,
-    /// The interface of old, `ip_tables`.
-    Legacy,
-    /// nf_tables.
-    Nft,
-}
+use crate::config::Settings;
 
 /// One of the two variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,19 +80,6 @@ impl ExecError {
         matches!(self.kind, ErrorKind::Conflict | ErrorKind::Unsupported | ErrorKind::Internal)
             && self.source.is_none()
     }
-}
-
-/// How to run the programs.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    /// Where to look for them instead of `PATH`.
-    pub(crate) directory: Option<PathBuf>,
-    /// How long they may wait for the lock of the legacy variant.
-    pub(crate) lock_wait: Duration,
-    /// The lock's file where it is not the usual one.
-    pub(crate) lock_file: Option<PathBuf>,
-    /// How long they may take, not counting the wait for the lock.
-    pub(crate) time_limit: Duration,
 }
 
 impl Settings {

@@ -1,26 +1,48 @@
 #![doc = include_str!("../README.md")]
-#![cfg(target_os = "linux")]
 #![forbid(unsafe_code)]
 
 mod builder;
-mod conntrack;
+mod config;
 mod datapath;
+
+#[cfg(target_os = "linux")]
+mod conntrack;
+#[cfg(target_os = "linux")]
 mod engine;
+#[cfg(target_os = "linux")]
 mod exec;
+#[cfg(target_os = "linux")]
 mod names;
+#[cfg(target_os = "linux")]
 mod netns;
+#[cfg(target_os = "linux")]
 mod plan;
+#[cfg(target_os = "linux")]
 mod probe;
+#[cfg(target_os = "linux")]
 mod read;
+#[cfg(target_os = "linux")]
 mod record;
+#[cfg(target_os = "linux")]
 mod registry;
+#[cfg(target_os = "linux")]
 mod restore;
+#[cfg(target_os = "linux")]
 mod rule;
+#[cfg(target_os = "linux")]
 mod save;
+#[cfg(target_os = "linux")]
+mod start;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+#[cfg(target_os = "linux")]
 mod work;
+
+#[cfg(not(target_os = "linux"))]
+use unsupported::{self as engine, self as start};
 
 pub use self::{
     builder::{IptablesBuilder, Probe},
+    config::Variant,
     datapath::IptablesDatapath,
-    exec::Variant,
 };

@@ -28,10 +28,6 @@ const FIXED: [&str; 9] = [
     "PROXY-CANARY",
 ];
 
-/// The longest name that iptables takes is 28 characters; the longest of ours without its prefix has 21
-/// (`-SVC-` and a hash).
-pub(crate) const LONGEST_PREFIX: usize = 7;
-
 /// Identity of a group of routes that share chains: the hash of a Service port's name and protocol.
 ///
 /// Routes whose Service ports have the same hash are planned together, so that even a collision cannot mix
@@ -147,6 +143,7 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::LONGEST_PREFIX;
 
     #[test]
     fn names_are_those_of_kube_proxy() {

@@ -12,9 +12,9 @@ use kubenet_core::{
 };
 
 use crate::{
-    builder::Config,
+    config::{Config, Variant},
     conntrack,
-    exec::{Backend, ExecError, Tools, Variant},
+    exec::{Backend, ExecError, Tools},
     names::Names,
     netns,
     plan::{Context, Planner},

@@ -11,12 +11,7 @@ use kubenet_core::{
 };
 
 use super::*;
-use crate::{
-    exec::{Backend, Settings},
-    netns,
-    registry::Place,
-    rule::Table,
-};
+use crate::{config::Settings, exec::Backend, netns, registry::Place, rule::Table};
 
 /// An engine in the calling thread's network namespace, as on a kernel without connection tracking over
 /// netlink.

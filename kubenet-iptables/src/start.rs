@@ -1,0 +1,144 @@
+//! From a configuration to a running datapath.
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use kubenet_core::{
+    datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Limitation},
+    worker::Worker,
+};
+
+use crate::{
+    builder::Probe,
+    config::Config,
+    datapath::IptablesDatapath,
+    engine::Engine,
+    names::Names,
+    netns,
+    plan::Context,
+    probe::{self, Found},
+    registry::{Claim, Place},
+};
+
+impl From<&Found> for Probe {
+    fn from(found: &Found) -> Self {
+        Self {
+            datapath: found.backend.datapath_name(),
+            families: found.families(),
+            random_fully: found.random_fully,
+            conntrack: found.conntrack,
+        }
+    }
+}
+
+pub(crate) fn probe(config: &Config) -> Result<Probe, DatapathError> {
+    // On a thread of its own, which may change its network namespace.
+    let found = thread::scope(|scope| scope.spawn(|| probe::examine(config)).join());
+    match found {
+        Ok(found) => found.as_ref().map(Probe::from).map_err(Clone::clone),
+        Err(_) => {
+            let message = "the probe's thread panicked";
+            Err(DatapathError::new("iptables", "probe", ErrorKind::Internal, message))
+        }
+    }
+}
+
+pub(crate) fn build(config: Config) -> Result<IptablesDatapath, DatapathError> {
+    let events = EventHub::default();
+    let (tell, told) = mpsc::channel();
+    let hub = events.clone();
+    let worker = Worker::spawn("kubenet-iptables", move || {
+        let found = probe::examine(&config)?;
+        let namespace = netns::identity()?;
+        let capabilities = capabilities(&found);
+        let name = found.backend.datapath_name();
+        let place = Place { namespace, backend: found.backend, prefix: config.prefix.clone() };
+        let context = Context {
+            names: Names::new(&config.prefix),
+            random_fully: found.random_fully,
+            families: found.families(),
+        };
+        // The receiver waits until this thread is ready.
+        let _ = tell.send((name, capabilities.clone()));
+        let Found { tools, other, conntrack, .. } = found;
+        let claim = Claim::new(place);
+        Ok::<_, StartError>(Engine::new(
+            name,
+            Arc::new(context),
+            tools,
+            other,
+            conntrack,
+            capabilities,
+            claim,
+            hub,
+        ))
+    })
+    .map_err(|StartError(error)| error)?;
+    let (name, capabilities) = told.recv().map_err(|_| {
+        DatapathError::new("iptables", "build", ErrorKind::Internal, "the worker did not start")
+    })?;
+    Ok(IptablesDatapath { name, capabilities, worker, events })
+}
+
+struct StartError(DatapathError);
+
+impl From<DatapathError> for StartError {
+    fn from(error: DatapathError) -> Self {
+        Self(error)
+    }
+}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        let message = "the worker thread could not be started";
+        Self(DatapathError::with_source("iptables", "build", ErrorKind::Unavailable, message, error))
+    }
+}
+
+fn capabilities(found: &Found) -> Capabilities {
+    let mut capabilities = Capabilities::basic();
+    capabilities.families = found.families().into_iter().collect();
+    capabilities.keep_on_close = true;
+    capabilities.node_udp_follows = found.conntrack;
+    capabilities.limitations.extend([
+        Limitation { what: "SCTP", why: "routes of this protocol are reported as unsupported" },
+        Limitation {
+            what: "backends that dial their own Service",
+            why: "a backend that is not known to be on this node is left out for its own flows, unless it is \
+                  the last of its Service: that needs no chain per backend",
+        },
+        Limitation {
+            what: "ports of a cluster IP that are no Service ports",
+            why: "packets to them are routed on: there are rules for frontends only",
+        },
+        Limitation {
+            what: "established flows after close",
+            why: "the kernel translates them as long as some rule in the network namespace uses connection \
+                  tracking; where ours are the only ones, removing them ends the translation. drain() counts \
+                  these flows where the kernel can list them",
+        },
+    ]);
+    if !found.conntrack {
+        capabilities.limitations.push(Limitation {
+            what: "number of flows while draining",
+            why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink): drain() takes no \
+                  new flows, and then fails with Unsupported where closing would end flows, as it cannot say how \
+                  many",
+        });
+        capabilities.limitations.push(Limitation {
+            what: "UDP flows to backends that are gone",
+            why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink), so they end by \
+                  their timeout only",
+        });
+    }
+    if !found.random_fully {
+        capabilities.limitations.push(Limitation {
+            what: "source ports of masqueraded flows",
+            why: "this iptables has no MASQUERADE --random-fully: ports are kept where they are free",
+        });
+    }
+    capabilities
+}
