@@ -102,6 +102,12 @@ static __always_inline long store_headers4(struct __sk_buff *skb,
 	return bpf_skb_store_bytes(skb, pkt->l4_off, &rest.sport, 4, 0);
 }
 
+/* The source of masqueraded flows, or 0. */
+static __always_inline void snat4(__be32 *to, const struct config *cfg)
+{
+	*to = cfg->snat4;
+}
+
 static __always_inline void fib_fill4(struct bpf_fib_lookup *fib,
 				      const struct packet *pkt,
 				      const struct tuple4 *to)

@@ -129,6 +129,15 @@ static __always_inline long store_headers6(struct __sk_buff *skb,
 	return bpf_skb_store_bytes(skb, pkt->l4_off, &to->sport, 4, 0);
 }
 
+/* Read from the place that is not being written. */
+static __always_inline void snat6(__be32 (*to)[4], const struct config *cfg)
+{
+	__u32 flags = *(const volatile __u32 *)&cfg->flags;
+
+	__builtin_memcpy(to, cfg->snat6[!!(flags & CONFIG_SNAT6_SECOND)],
+			 sizeof(*to));
+}
+
 static __always_inline void fib_fill6(struct bpf_fib_lookup *fib,
 				      const struct packet *pkt,
 				      const struct tuple6 *to)

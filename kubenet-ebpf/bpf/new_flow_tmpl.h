@@ -29,12 +29,13 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 	const struct config *cfg = get_config();
 	__u32 first, ports;
 
-	if (!cfg || is_zero(cfg->F(snat)) ||
-	    cfg->snat_port_max < cfg->snat_port_min)
+	if (!cfg || cfg->snat_port_max < cfg->snat_port_min)
+		return -EEXIST;
+	F(snat)(&target->saddr, cfg);
+	if (is_zero(target->saddr))
 		return -EEXIST;
 	first = cfg->snat_port_min;
 	ports = cfg->snat_port_max - first + 1;
-	copy(target->saddr, cfg->F(snat));
 	flow->flags |= CT_SNAT;
 	for (int i = 0; i < SNAT_TRIES; i++) {
 		bool hurry = i >= SNAT_TRIES / 2;

@@ -15,7 +15,7 @@
 /* clang-format off */
 
 /* Bumped whenever a map's key, value or meaning changes. */
-#define KUBENET_LAYOUT 1
+#define KUBENET_LAYOUT 2
 
 /* Of the monotonic clock in nanoseconds: what last_seen leaves out. */
 #define KUBENET_CLOCK_SHIFT 30
@@ -142,11 +142,12 @@ struct lpm6 {
 };
 
 #define CONFIG_DRAINING		0x01	/* serve known flows, take no new ones */
+#define CONFIG_SNAT6_SECOND	0x02	/* the second of both places is in use */
 
 struct config {
 	__be32 snat4;		/* source of masqueraded flows; 0: none */
 	__u32 flags;		/* CONFIG_* */
-	__be32 snat6[4];
+	__be32 snat6[2][4];	/* one in use, one to write the next address to */
 	__u64 netns_cookie;	/* the socket hooks act in this namespace only; 0: in every one */
 	__u16 snat_port_min;	/* this instance's own ports, host byte order, inclusive */
 	__u16 snat_port_max;

@@ -27,6 +27,7 @@ pub(crate) const NODE_ADDR_LOCAL: u32 = 0x01;
 pub(crate) const NODE_ADDR_NODE_PORT: u32 = 0x02;
 
 pub(crate) const CONFIG_DRAINING: u32 = 0x01;
+pub(crate) const CONFIG_SNAT6_SECOND: u32 = 0x02;
 
 /// Bits of the coarse monotonic clock in nanoseconds that a conntrack entry's `last_seen` leaves out: a tick
 /// is 1.07 s.
@@ -164,12 +165,30 @@ pub(crate) struct Conntrack<A> {
 pub(crate) struct Config {
     pub(crate) snat4: Addr4,
     pub(crate) flags: u32,
-    pub(crate) snat6: Addr6,
+    /// One in use, and one to write the next address to: no program may see half of it.
+    pub(crate) snat6: [Addr6; 2],
     pub(crate) netns_cookie: u64,
     pub(crate) snat_port_min: u16,
     pub(crate) snat_port_max: u16,
     pub(crate) snat_wide_min: u16,
     pub(crate) snat_wide_max: u16,
+}
+
+impl Config {
+    /// Puts another IPv6 address in use. `settle` waits until no program reads the place that was in use
+    /// before the last change.
+    pub(crate) fn set_snat6(&mut self, address: Addr6, settle: impl FnOnce()) {
+        let second = usize::from(self.flags & CONFIG_SNAT6_SECOND != 0);
+        if self.snat6[second] == address {
+            return;
+        }
+        // The first address of all goes where nobody ever read.
+        if second == 1 || self.snat6 != [Addr6::default(); 2] {
+            settle();
+        }
+        self.snat6[1 - second] = address;
+        self.flags ^= CONFIG_SNAT6_SECOND;
+    }
 }
 
 /// Key of the map that knows what a socket dialled.
@@ -273,7 +292,7 @@ const _: () = {
     assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
     assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4);
     assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4);
-    assert!(size_of::<Config>() == 4 + 4 + 16 + 8 + 4 * 2);
+    assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2);
     assert!(size_of::<SocketKey4>() == 8 + 4 + 2 + 2);
     assert!(size_of::<SocketKey6>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<SocketPeer<Addr4>>() == 4 + 2 + 2 + 3 * 4);
@@ -284,6 +303,22 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_written_where_nobody_reads() {
+        let [a, b] = [1u128, 2].map(|n| Addr6::from(Ipv6Addr::from_bits(n)));
+        let mut config = Config { flags: CONFIG_DRAINING, ..Config::default() };
+        let waits = std::cell::Cell::new(0);
+        let mut set = |address| {
+            config.set_snat6(address, || waits.set(waits.get() + 1));
+            (config.snat6, config.flags, waits.get())
+        };
+        let (first, second) = (CONFIG_DRAINING, CONFIG_DRAINING | CONFIG_SNAT6_SECOND);
+        assert_eq!(set(a), ([Addr6::default(), a], second, 0));
+        assert_eq!(set(a), ([Addr6::default(), a], second, 0), "nothing to do");
+        assert_eq!(set(b), ([b, a], first, 1));
+        assert_eq!(set(Addr6::default()), ([b, Addr6::default()], second, 2));
+    }
 
     #[test]
     fn ports_and_addresses_are_in_network_order() {

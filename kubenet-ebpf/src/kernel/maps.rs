@@ -154,7 +154,9 @@ impl Maps {
     }
 
     pub(crate) fn set_config(&self, config: &Config) {
-        self.config.store(0, config, CONFIG_FLAGS_WORD);
+        if self.config() != *config {
+            self.config.store(0, config, CONFIG_FLAGS_WORD);
+        }
     }
 
     /// Every entry of `services4` and `services6`. An entry that is no frontend goes to `strangers`.

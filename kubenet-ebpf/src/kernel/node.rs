@@ -14,7 +14,10 @@ use kubenet_core::{
     route::NodeRouting,
 };
 
-use super::maps::{FamilyMaps, Maps};
+use super::{
+    maps::{FamilyMaps, Maps},
+    membarrier,
+};
 use crate::{
     MapSizes,
     error::error,
@@ -144,7 +147,11 @@ pub(crate) fn write(maps: &mut Maps, node: &NodeRouting, sizes: &MapSizes) -> Re
 
     let mut config = maps.config();
     config.snat4 = node.primary_address(IpFamily::V4).and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-    config.snat6 = node.primary_address(IpFamily::V6).and_then(v6).unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+    let snat6 = node.primary_address(IpFamily::V6).and_then(v6).unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+    config.set_snat6(snat6, || {
+        // Where the kernel cannot wait: no program takes as long as the time between two changes.
+        membarrier();
+    });
     maps.set_config(&config);
     Ok(())
 }

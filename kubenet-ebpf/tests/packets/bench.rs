@@ -43,6 +43,7 @@ pub const LOCAL: u16 = 0x02;
 pub const TERMINATING: u16 = 0x04;
 
 pub const DRAINING: u32 = 0x01;
+pub const SNAT6_SECOND: u32 = 0x02;
 
 /// Counters, by their index in `metrics`.
 #[allow(dead_code, reason = "the LRU is never full")]
@@ -233,12 +234,16 @@ impl Bench {
     pub fn configure_shared(&mut self, flags: u32, own: RangeInclusive<u16>, all: RangeInclusive<u16>) {
         let mut value = octets(V4.node);
         value.extend(flags.to_ne_bytes());
-        value.extend(octets(V6.node));
+        let mut snat6 = [octets(V6.node), vec![0xff; 16]];
+        if flags & SNAT6_SECOND != 0 {
+            snat6.reverse();
+        }
+        value.extend(snat6.concat());
         value.extend(0u64.to_ne_bytes());
         for port in [own.start(), own.end(), all.start(), all.end()] {
             value.extend(port.to_ne_bytes());
         }
-        self.set::<40>("config", 0, &value);
+        self.set::<56>("config", 0, &value);
     }
 
     /// A backend with a fresh id.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, REDIRECT, for_each_kind},
+    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, REDIRECT, SNAT6_SECOND, for_each_kind},
     frame::{Flags, Frame, Proto},
     nets::{Net, at},
 };
@@ -45,6 +45,9 @@ fn outside_traffic_to_another_node_comes_from_this_one() {
         bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
         let hooks = [Hook::FromExternal, Hook::FromExternal];
         round_trip(bench, net, proto, hooks, at(net.outside, 40000), [frontend, backend]);
+        // So it does when the address is in the other place.
+        bench.configure(SNAT6_SECOND, 20000..=29999);
+        round_trip(bench, net, proto, hooks, at(net.outside, 40001), [frontend, backend]);
         // Pods are not meant.
         let client = at(net.pod, 40000);
         bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
