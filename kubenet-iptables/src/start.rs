@@ -115,6 +115,11 @@ fn capabilities(found: &Found) -> Capabilities {
             why: "packets to them are routed on: there are rules for frontends only",
         },
         Limitation {
+            what: "UDP flows at a swap",
+            why: "a datagram does not tell whether its flow is new: what another datapath began may get another \
+                  backend",
+        },
+        Limitation {
             what: "established flows after close",
             why: "the kernel translates them as long as some rule in the network namespace uses connection \
                   tracking; where ours are the only ones, removing them ends the translation. drain() counts \

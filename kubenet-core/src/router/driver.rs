@@ -384,8 +384,7 @@ impl Driver {
         let flows = match block_on(datapath.drain()) {
             Ok(status) => Some(status.flows),
             Err(error) => {
-                // It still takes new flows, and serves them rightly. It goes at the deadline.
-                warn!(%error, "the old datapath does not drain");
+                warn!(%error, "the flows of the old datapath are not known; it goes at the deadline");
                 None
             }
         };
