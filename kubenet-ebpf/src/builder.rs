@@ -99,6 +99,7 @@ pub enum AttachMode {
 pub struct EbpfBuilder {
     pub(crate) network_namespace: Option<PathBuf>,
     pub(crate) external_interfaces: Vec<String>,
+    pub(crate) pod_interfaces: Vec<String>,
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) sizes: MapSizes,
     pub(crate) snat_ports: RangeInclusive<u16>,
@@ -110,6 +111,7 @@ impl Default for EbpfBuilder {
         Self {
             network_namespace: None,
             external_interfaces: Vec::new(),
+            pod_interfaces: Vec::new(),
             cgroup: None,
             sizes: MapSizes::default(),
             // Below the node ports (30000 to 32767), net.ipv4.ip_local_port_range (32768 to 60999) and what
@@ -133,6 +135,14 @@ impl EbpfBuilder {
     #[must_use]
     pub fn external_interface(mut self, name: impl Into<String>) -> Self {
         self.external_interfaces.push(name.into());
+        self
+    }
+
+    /// Adds the host end of the interface of a pod that exists, as
+    /// [`attach_pod`](EbpfDatapath::attach_pod) does later.
+    #[must_use]
+    pub fn pod_interface(mut self, name: impl Into<String>) -> Self {
+        self.pod_interfaces.push(name.into());
         self
     }
 
@@ -192,6 +202,9 @@ impl EbpfBuilder {
             if self.external_interfaces[..i].contains(name) {
                 return Err(invalid(format!("external_interface: {name:?}: is named twice")));
             }
+        }
+        for name in &self.pod_interfaces {
+            check_interface(name).map_err(|rule| invalid(format!("pod_interface: {name:?}: {rule}")))?;
         }
         EbpfDatapath::start(self)
     }

@@ -62,8 +62,15 @@ impl Engine {
         capabilities: Capabilities,
         events: EventHub,
     ) -> Result<Self, DatapathError> {
-        let EbpfBuilder { network_namespace, external_interfaces, cgroup, sizes, snat_ports, attach_mode } =
-            builder;
+        let EbpfBuilder {
+            network_namespace,
+            external_interfaces,
+            pod_interfaces,
+            cgroup,
+            sizes,
+            snat_ports,
+            attach_mode,
+        } = builder;
         if let Some(path) = &network_namespace {
             netns::enter(path)?;
         }
@@ -79,9 +86,12 @@ impl Engine {
             AttachMode::Tcx => true,
             AttachMode::Clsact => false,
         };
-        let attachments = Attachments::new(external_interfaces, cgroup, tcx, events.clone())?;
+        let mut attachments = Attachments::new(external_interfaces, cgroup, tcx, events.clone())?;
         let mut ebpf = load(&sizes, found.connect_refused)?;
         attach::load(&mut ebpf, sockets)?;
+        for name in &pod_interfaces {
+            attachments.attach_pod(&mut ebpf, name)?;
+        }
         let maps = Maps::take(&mut ebpf)?;
         let own = snat_slice(&snat_ports, INSTANCES.fetch_add(1, Ordering::Relaxed));
         maps.set_config(&layout::Config {

@@ -102,11 +102,10 @@ impl World for LabWorld {
                 if let Ok(cgroup) = self.lab.cgroup() {
                     builder = builder.cgroup(cgroup);
                 }
-                let datapath = builder.build()?;
                 for interface in node.pod_interfaces() {
-                    block_on(datapath.attach_pod(&interface))?;
+                    builder = builder.pod_interface(interface);
                 }
-                Ok(Arc::new(datapath))
+                Ok(Arc::new(builder.build()?))
             }
             Kind::Memory => unreachable!("the memory datapath has a world of its own"),
         }
