@@ -12,7 +12,7 @@ use futures::{channel::oneshot, executor::block_on};
 use parking_lot::Mutex;
 use tracing::{debug, info, warn};
 
-use super::{Retiring, RouterError, RouterOptions, RouterStatus, SwapReport};
+use super::{RouterError, RouterOptions, RouterStatus, SwapReport, retirement::Retirement};
 use crate::{
     cluster::{Change, Cluster},
     datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind, FailedRoute},
@@ -45,9 +45,7 @@ pub(super) struct Driver {
     /// Of routes that failed alone. It holds up nothing else.
     retry_routes: Backoff,
     next_audit: Instant,
-    retiring: Vec<RetiringDatapath>,
-    /// Why datapaths that were swapped out could not be removed.
-    not_removed: Vec<DatapathError>,
+    retirement: Retirement,
     status: Arc<Mutex<RouterStatus>>,
 }
 
@@ -65,17 +63,6 @@ struct Backoff {
     wait: Duration,
     at: Option<Instant>,
 }
-
-struct RetiringDatapath {
-    datapath: Arc<dyn Datapath>,
-    flows: Option<u64>,
-    deadline: Instant,
-    next_poll: Instant,
-    removals: u32,
-}
-
-/// So often a retiring datapath is asked to remove itself, when it fails.
-const REMOVALS: u32 = 10;
 
 /// So many commands are taken before the kernel has its turn.
 const BURST: usize = 4096;
@@ -106,8 +93,7 @@ impl Driver {
             retry: Backoff::new(&options),
             retry_routes: Backoff::new(&options),
             next_audit: after(Instant::now(), options.audit_interval),
-            retiring: Vec::new(),
-            not_removed: Vec::new(),
+            retirement: Retirement::default(),
             status: Arc::new(Mutex::new(status)),
             options,
         }
@@ -204,8 +190,8 @@ impl Driver {
 
     fn next_deadline(&self) -> Option<Instant> {
         let audit = self.synced.then_some(self.next_audit);
-        let polls = self.retiring.iter().map(|retiring| retiring.next_poll);
-        self.update_due().into_iter().chain(self.retry_routes.at).chain(audit).chain(polls).min()
+        let wanted = [self.update_due(), self.retry_routes.at, audit, self.retirement.next_poll()];
+        wanted.into_iter().flatten().min()
     }
 
     fn act(&mut self, now: Instant) {
@@ -219,7 +205,7 @@ impl Driver {
         if self.synced && self.next_audit <= now {
             let _ = self.audit();
         }
-        self.poll_retiring(now);
+        self.poll_retired(now);
     }
 
     /// Resolves what changed, and adds it to what the kernel lacks.
@@ -369,98 +355,35 @@ impl Driver {
         self.not_before = after(Instant::now(), self.options.min_interval);
         self.status.lock().datapath = self.datapath.name();
         // The same datapath may come back before it was gone, or have never left.
-        self.retiring.retain(|retiring| !Arc::ptr_eq(&retiring.datapath, &self.datapath));
+        self.retirement.call_back(&self.datapath);
         let (from, to) = (old.name(), self.datapath.name());
-        let draining_flows =
-            if Arc::ptr_eq(&old, &self.datapath) { Some(0) } else { self.retire(old, drain_for) };
+        let draining_flows = if Arc::ptr_eq(&old, &self.datapath) {
+            Some(0)
+        } else {
+            self.retirement.add(old, drain_for, self.options.drain_poll)
+        };
+        self.status.lock().retiring = self.retirement.list();
         let took = started.elapsed();
         info!(from, to, ?took, "swapped");
         Ok(SwapReport { from, to, took, failed: report.failed, draining_flows })
     }
 
-    /// Lets a datapath take no new flows, and removes it later. Says how many flows it still serves, if it
-    /// knows.
-    fn retire(&mut self, datapath: Arc<dyn Datapath>, drain_for: Duration) -> Option<u64> {
-        let flows = match block_on(datapath.drain()) {
-            Ok(status) => Some(status.flows),
-            Err(error) => {
-                warn!(%error, "the flows of the old datapath are not known; it goes at the deadline");
-                None
-            }
-        };
-        let now = Instant::now();
-        let wait = if flows == Some(0) { Duration::ZERO } else { self.options.drain_poll.min(drain_for) };
-        let deadline = after(now, drain_for);
-        let next_poll = after(now, wait);
-        self.retiring.push(RetiringDatapath { datapath, flows, deadline, next_poll, removals: 0 });
-        self.publish_retiring();
-        flows
-    }
-
-    fn poll_retiring(&mut self, now: Instant) {
-        if !self.retiring.iter().any(|retiring| retiring.next_poll <= now) {
-            return;
+    fn poll_retired(&mut self, now: Instant) {
+        if self.retirement.next_poll().is_some_and(|due| due <= now) {
+            self.retirement.poll(now, self.options.drain_poll);
+            self.status.lock().retiring = self.retirement.list();
         }
-        let poll = self.options.drain_poll;
-        let not_removed = &mut self.not_removed;
-        self.retiring.retain_mut(|retiring| {
-            if retiring.next_poll > now {
-                return true;
-            }
-            if retiring.removals == 0
-                && let Ok(status) = block_on(retiring.datapath.drain())
-            {
-                retiring.flows = Some(status.flows);
-            }
-            if retiring.flows != Some(0) && retiring.deadline > now {
-                retiring.next_poll = after(now, poll).min(retiring.deadline);
-                return true;
-            }
-            retiring.removals += 1;
-            let name = retiring.datapath.name();
-            match block_on(retiring.datapath.close(Close::Remove)) {
-                Ok(()) => info!(datapath = name, flows = retiring.flows, "old datapath removed"),
-                Err(error) if error.kind().is_transient() && retiring.removals < REMOVALS => {
-                    debug!(%error, "the old datapath cannot be removed yet");
-                    retiring.next_poll = after(now, poll);
-                    return true;
-                }
-                Err(error) => {
-                    warn!(%error, "the old datapath could not be removed completely");
-                    not_removed.push(error);
-                }
-            }
-            false
-        });
-        self.publish_retiring();
-    }
-
-    fn publish_retiring(&self) {
-        self.status.lock().retiring = self
-            .retiring
-            .iter()
-            .map(|retiring| Retiring {
-                datapath: retiring.datapath.name(),
-                flows: retiring.flows,
-                deadline: retiring.deadline,
-            })
-            .collect();
     }
 
     fn close(&mut self, how: Close) -> Result<(), RouterError> {
-        let mut errors = mem::take(&mut self.not_removed);
-        for RetiringDatapath { datapath, .. } in mem::take(&mut self.retiring) {
-            // What can stay, stays with its flows.
-            let how = if datapath.capabilities().keep_on_close { how } else { Close::Remove };
-            errors.extend(block_on(datapath.close(how)).err());
-        }
+        let mut errors = self.retirement.close(how);
         errors.extend(block_on(self.datapath.close(how)).err());
         if errors.is_empty() { Ok(()) } else { Err(RouterError::Close(errors)) }
     }
 }
 
 /// An instant that is far away where the sum would leave the clock's range.
-fn after(now: Instant, wait: Duration) -> Instant {
+pub(super) fn after(now: Instant, wait: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
     now.checked_add(wait).unwrap_or(now + FAR)
 }

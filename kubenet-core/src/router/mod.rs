@@ -2,6 +2,7 @@
 
 mod driver;
 mod options;
+mod retirement;
 mod status;
 
 use std::{io, sync::Arc, sync::mpsc, thread, time::Duration};
