@@ -13,7 +13,7 @@ use std::{
 use aya::programs::{SchedClassifier, TcAttachType};
 use futures::{FutureExt, StreamExt, executor::block_on, stream::BoxStream};
 use kubenet_core::{
-    datapath::{Close, Datapath, DatapathEvent, DatapathExt},
+    datapath::{Close, Datapath, DatapathEvent, DatapathExt, ErrorKind},
     model::IpFamily,
     route::RouteTable,
 };
@@ -179,13 +179,33 @@ fn a_cgroup_that_goes_fails_no_update_and_is_served_when_it_comes_back() {
 }
 
 #[test]
+fn a_privilege_that_is_missing_is_named_before_anything_is_touched() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("root is needed to have privileges that can be given up");
+    }
+    for (missing, name) in links::NEEDED {
+        // Privileges are a thread's own.
+        let refusals = std::thread::spawn(move || {
+            let others =
+                links::NEEDED.into_iter().map(|(capability, _)| capability).filter(|c| *c != missing);
+            links::keep_only(others);
+            [probe().unwrap_err(), EbpfDatapath::builder().build().unwrap_err()]
+        });
+        for refusal in refusals.join().unwrap() {
+            assert_eq!(refusal.kind(), ErrorKind::Permission);
+            assert!(refusal.message().contains(name), "{refusal}");
+        }
+    }
+}
+
+#[test]
 fn three_privileges_are_enough() {
     let Some((lab, _servers, _turn)) = start() else { return };
     let external = lab.node(Node::A).external_interface().to_owned();
     let table = routes(&lab);
     // The datapath's thread has the privileges of the one that starts it.
     let build = || {
-        links::keep_only_what_is_needed();
+        links::keep_only(links::NEEDED.map(|(capability, _)| capability));
         let mut builder = EbpfDatapath::builder().external_interface(&external);
         if let Ok(cgroup) = lab.cgroup() {
             builder = builder.cgroup(cgroup);

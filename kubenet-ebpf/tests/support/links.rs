@@ -78,10 +78,14 @@ pub fn detach(is: impl Fn(&Link) -> bool) -> usize {
     count
 }
 
-/// Leaves this thread `CAP_NET_ADMIN`, `CAP_PERFMON` and `CAP_BPF`.
-pub fn keep_only_what_is_needed() {
+/// The privileges that are needed, by the kernel's numbers.
+pub const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+
+/// Takes all other privileges from this thread.
+pub fn keep_only(capabilities: impl IntoIterator<Item = u32>) {
     const VERSION_3: u32 = 0x2008_0522;
-    let (low, high) = (1u32 << 12, 1u32 << (38 - 32) | 1 << (39 - 32));
+    let bits = capabilities.into_iter().fold(0u64, |bits, capability| bits | 1 << capability);
+    let (low, high) = (bits as u32, (bits >> 32) as u32);
     let header = [VERSION_3, 0];
     let data = [low, low, 0, high, high, 0];
     // SAFETY: the buffers have the layouts of `struct __user_cap_header_struct` and, twice, of
