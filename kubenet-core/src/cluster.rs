@@ -1,14 +1,15 @@
 //! The latest declared objects, and which routes a change touches.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use crate::{
+    health::ServiceHealth,
     model::{EndpointSlice, NodeInfo, ObjectName, Service},
-    resolve::resolve_service,
-    route::{Frontend, Revision, Route, RouteDelta, RouteTable, ServicePortName},
+    resolve::{resolve_health, resolve_service},
+    route::{Frontend, FrontendKind, Revision, Route, RouteDelta, RouteTable, ServicePortName},
 };
 
 /// A declared change. The order of changes of different objects never matters for the end state ([K2]):
@@ -66,6 +67,7 @@ pub struct Cluster {
     service_count: usize,
     node_changed: bool,
     table: Arc<RouteTable>,
+    health: BTreeMap<ObjectName, ServiceHealth>,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +90,7 @@ impl Cluster {
             service_count: 0,
             node_changed: true,
             table: Arc::new(RouteTable::default()),
+            health: BTreeMap::new(),
         }
     }
 
@@ -112,14 +115,21 @@ impl Cluster {
         for frontend in &self.contested {
             let claims = self.claims.get(frontend).map_or(&[][..], |claims| &claims[..]);
             let Some(winner) = Claim::winner(claims) else { continue };
-            let losers = claims.iter().map(|claim| &claim.route).filter(|route| !Arc::ptr_eq(route, winner));
+            // A Service that lists one address in two fields contests nothing.
+            let (ours, claims) = (&winner.service_port, claims.iter().map(|claim| &claim.route.service_port));
+            let losers = claims.filter(|l| (&l.namespace, &l.service) != (&ours.namespace, &ours.service));
             conflicts.extend(losers.map(|loser| FrontendConflict {
                 frontend: *frontend,
-                winner: winner.service_port.clone(),
-                loser: loser.service_port.clone(),
+                winner: ours.clone(),
+                loser: loser.clone(),
             }));
         }
         conflicts
+    }
+
+    /// The health checks of the Services that have one, as of the last [`Cluster::take_delta`].
+    pub fn health(&self) -> &BTreeMap<ObjectName, ServiceHealth> {
+        &self.health
     }
 
     /// Takes a change. Nothing is resolved yet.
@@ -243,10 +253,17 @@ impl Cluster {
 
     fn resolve_one(&mut self, name: &ObjectName, touched: &mut BTreeSet<Frontend>) {
         let Some(declared) = self.services.get_mut(name) else { return };
-        let routes = match &declared.service {
-            Some(service) => resolve_service(&self.node, service, &declared.slices),
-            None => Vec::new(),
+        let (routes, health) = match &declared.service {
+            Some(service) => (
+                resolve_service(&self.node, service, &declared.slices),
+                resolve_health(&self.node, service, &declared.slices),
+            ),
+            None => (Vec::new(), None),
         };
+        match health {
+            Some(health) => drop(self.health.insert(name.clone(), health)),
+            None => drop(self.health.remove(name)),
+        }
         for old in &declared.routes {
             touched.insert(old.frontend);
             if let Some(claims) = self.claims.get_mut(&old.frontend) {
@@ -279,9 +296,15 @@ struct Claim {
 }
 
 impl Claim {
-    /// [F5]: the older claim, by creation time, then by name.
+    /// [F5]: the older claim, by creation time, then by name. Of two fields of one Service the load balancer's
+    /// counts: its source ranges must not be passed by.
     fn winner(claims: &[Claim]) -> Option<&Arc<Route>> {
-        let winner = claims.iter().min_by_key(|claim| (claim.created, &claim.route.service_port));
+        fn key(claim: &Claim) -> impl Ord + '_ {
+            let ServicePortName { namespace, service, port } = &claim.route.service_port;
+            let unfiltered = claim.route.kind != FrontendKind::LoadBalancer;
+            (claim.created, namespace, service, unfiltered, port)
+        }
+        let winner = claims.iter().min_by(|a, b| key(a).cmp(&key(b)));
         winner.map(|claim| &claim.route)
     }
 }

@@ -58,6 +58,7 @@
 
 pub mod cluster;
 pub mod datapath;
+pub mod health;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod model;

@@ -28,6 +28,7 @@ prop_compose! {
             port: NonZeroU16::new(8080).unwrap(),
             local,
             state: BackendState::Ready,
+            weight: NonZeroU16::MIN,
         }).collect();
         Target { backends: backends.into_iter().collect(), when_empty: WhenEmpty::Reject }
     }

@@ -128,6 +128,7 @@ mod tests {
                 port: 80.try_into().unwrap(),
                 local: false,
                 state,
+                weight: std::num::NonZeroU16::MIN,
             },
         }
     }

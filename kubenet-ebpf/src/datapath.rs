@@ -7,7 +7,7 @@ use kubenet_core::{
         ApplyReport, Capabilities, Close, Counters, Datapath, DatapathError, DatapathEvent, DrainStatus,
         ErrorKind, EventHub, Limitation,
     },
-    route::{RouteDelta, RouteTable},
+    route::{FrontendKind, RouteDelta, RouteTable},
     worker::Worker,
 };
 
@@ -115,6 +115,7 @@ fn closed(operation: &'static str) -> DatapathError {
 
 fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     let mut capabilities = Capabilities::basic();
+    capabilities.frontends = FrontendKind::ALL.into();
     capabilities.local_backends_see_client = true;
     capabilities.node_udp_follows = false;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });

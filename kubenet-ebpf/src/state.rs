@@ -386,6 +386,8 @@ pub(crate) fn encode_name(name: &ServicePortName, kind: FrontendKind) -> Result<
     let kind = match kind {
         FrontendKind::ClusterIp => 0,
         FrontendKind::NodePort => 1,
+        FrontendKind::ExternalIp => 2,
+        FrontendKind::LoadBalancer => 3,
         _ => return Err(format!("frontends of kind {kind:?} are not supported by this datapath")),
     };
     let mut text = [0; layout::SERVICE_NAME_TEXT];
@@ -415,6 +417,8 @@ pub(crate) fn decode_name(entry: &layout::ServiceName) -> Option<(ServicePortNam
     let kind = match entry.kind {
         0 => FrontendKind::ClusterIp,
         1 => FrontendKind::NodePort,
+        2 => FrontendKind::ExternalIp,
+        3 => FrontendKind::LoadBalancer,
         _ => return None,
     };
     Some((ServicePortName { namespace, service, port }, kind))

@@ -70,7 +70,7 @@ fn facts_about_the_node_keep_their_order() {
     facts.addresses =
         ["10.89.0.1", "fd00:89::1", "192.168.7.7", "10.1.1.1", "fd00::7"].map(|a| a.parse().unwrap()).into();
     facts.node_port_addresses = ["10.1.1.1", "192.168.7.7", "fd00:89::1"].map(|a| a.parse().unwrap()).into();
-    facts.local_detector = LocalDetector::ClusterCidrs(
+    facts.local_detector = LocalDetector::Cidrs(
         ["10.244.0.0/16", "fd00:244::/32", "10.0.0.0/9"].map(|c| c.parse().unwrap()).into(),
     );
     let first = Arc::new(RouteTable::new(Revision(1), Arc::new(facts.clone()), []));

@@ -12,7 +12,7 @@ use kubenet_core::{
         FailedRoute,
     },
     model::IpFamily,
-    route::{Route, RouteDelta, RouteTable},
+    route::{NodeRouting, Route, RouteDelta, RouteTable},
 };
 
 use crate::{
@@ -86,6 +86,10 @@ impl Engine {
         Ok(())
     }
 
+    fn check_node(&self, operation: &'static str, node: &NodeRouting) -> Result<(), DatapathError> {
+        self.capabilities.check_node(node).map_err(|why| self.error(operation, ErrorKind::Unsupported, why))
+    }
+
     fn exec_error(&self, operation: &'static str, family: IpFamily, error: ExecError) -> DatapathError {
         let message = format!("{family}: {}", error.message);
         match error.source {
@@ -97,6 +101,7 @@ impl Engine {
     pub(crate) fn replace(&mut self, table: Arc<RouteTable>) -> Result<ApplyReport, DatapathError> {
         let begun = Instant::now();
         self.check_open("replace")?;
+        self.check_node("replace", table.node())?;
         if !self.claim.take() {
             let message = "another datapath of this process programs the same chains (network namespace, variant and \
                            prefix): drain or close it first, or choose another prefix with \
@@ -157,6 +162,9 @@ impl Engine {
             let message =
                 format!("the delta starts from {}, the datapath is at {at}; call replace", delta.base);
             return Err(self.error("apply", ErrorKind::Conflict, message));
+        }
+        if let Some(node) = &delta.node {
+            self.check_node("apply", node)?;
         }
         let mut report = ApplyReport::new(delta.revision);
         let delta = self.servable(delta, &mut report);

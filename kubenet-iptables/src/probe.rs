@@ -6,8 +6,8 @@ use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
     model::{IpFamily, Protocol},
     route::{
-        Backend as RouteBackend, BackendState, Frontend, FrontendKind, Masquerade, NodeRouting, Revision,
-        Route, RouteTable, ServicePortName, Target, WhenEmpty,
+        Backend as RouteBackend, Frontend, FrontendKind, Masquerade, NodeRouting, Revision, Route,
+        RouteTable, ServicePortName, Target, WhenEmpty,
     },
 };
 
@@ -173,7 +173,7 @@ fn everything(family: IpFamily, random_fully: bool) -> String {
     let port = NonZeroU16::MIN;
     let mut node = NodeRouting::default();
     node.node_port_addresses.push(address(1));
-    let backend = |n, local| RouteBackend { address: address(n), port, local, state: BackendState::Ready };
+    let backend = |n, local| RouteBackend::new(address(n), port, local);
     let mut routes = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         for (n, backends) in

@@ -83,9 +83,6 @@ pub(crate) struct RouteRecord {
     pub(crate) external_empty: WhenEmpty,
 }
 
-const KINDS: [(FrontendKind, &str); 2] =
-    [(FrontendKind::ClusterIp, "cluster IP"), (FrontendKind::NodePort, "node port")];
-
 fn empty_word(empty: WhenEmpty) -> &'static str {
     match empty {
         WhenEmpty::Reject => "reject",
@@ -112,7 +109,7 @@ impl RouteRecord {
     /// The comments that hold it. All but the last belong on rules of their own, without a target.
     pub(crate) fn comments(&self) -> Vec<String> {
         let mut text = encode_name(&self.service_port);
-        let kind = KINDS.iter().find(|(kind, _)| *kind == self.kind).map_or("", |(_, words)| words);
+        let kind = self.kind.as_str();
         let Masquerade { pods, node, outside } = self.masquerade;
         let mut origins: Vec<&str> = [(pods, "pods"), (node, "node"), (outside, "outside")]
             .into_iter()
@@ -140,7 +137,7 @@ impl RouteRecord {
         let (text, empty) = text.rsplit_once(" empty=")?;
         let (text, origins) = text.rsplit_once(" masq=")?;
         let (name, words) = text.split_once(' ')?;
-        let kind = KINDS.iter().find(|(_, w)| *w == words)?.0;
+        let kind = FrontendKind::ALL.into_iter().find(|kind| kind.as_str() == words)?;
         let mut masquerade = Masquerade::NEVER;
         for origin in origins.split(',') {
             match origin {
@@ -178,12 +175,7 @@ pub(crate) fn parse_backend(comment: &str) -> Option<Backend> {
     let (_, text) = comment.rsplit_once("-> ")?;
     let mut words = text.split(' ');
     let address: SocketAddr = words.next()?.parse().ok()?;
-    let mut backend = Backend {
-        address: address.ip(),
-        port: address.port().try_into().ok()?,
-        local: false,
-        state: BackendState::Ready,
-    };
+    let mut backend = Backend::new(address.ip(), address.port().try_into().ok()?, false);
     for word in words {
         match word {
             "local" => backend.local = true,
@@ -199,7 +191,7 @@ pub(crate) fn state_comments(revision: Revision, node: &NodeRouting) -> Vec<Stri
     let mut comments = vec![format!("kubenet 1 revision={}", revision.0)];
     comments.extend(node.addresses.iter().map(|a| format!("address {a}")));
     comments.extend(node.node_port_addresses.iter().map(|a| format!("node-port-address {a}")));
-    if let LocalDetector::ClusterCidrs(cidrs) = &node.local_detector {
+    if let LocalDetector::Cidrs(cidrs) = &node.local_detector {
         comments.push("detector cluster-cidrs".to_owned());
         comments.extend(cidrs.iter().map(|cidr| format!("pods {cidr}")));
     }
@@ -223,7 +215,7 @@ pub(crate) fn parse_state<'a>(
         }
     }
     if let Some(cidrs) = cidrs {
-        node.local_detector = LocalDetector::ClusterCidrs(cidrs);
+        node.local_detector = LocalDetector::Cidrs(cidrs);
     }
     Some((Revision(revision), node))
 }

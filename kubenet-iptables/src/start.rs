@@ -8,6 +8,7 @@ use std::{
 
 use kubenet_core::{
     datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Limitation},
+    route::FrontendKind,
     worker::Worker,
 };
 
@@ -100,6 +101,7 @@ impl From<io::Error> for StartError {
 
 fn capabilities(found: &Found) -> Capabilities {
     let mut capabilities = Capabilities::basic();
+    capabilities.frontends = FrontendKind::ALL.into();
     capabilities.families = found.families().into_iter().collect();
     capabilities.keep_on_close = true;
     capabilities.node_udp_follows = found.conntrack;

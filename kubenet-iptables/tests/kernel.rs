@@ -255,6 +255,7 @@ fn many_routes_are_programmed_and_read_back() {
                         port: port(1000 + n),
                         local: false,
                         state: BackendState::Ready,
+                        weight: std::num::NonZeroU16::MIN,
                     })
                     .collect();
                 let target = Target { backends: backends.into(), when_empty: WhenEmpty::Drop };

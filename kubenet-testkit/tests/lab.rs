@@ -110,12 +110,12 @@ fn node_info_describes_the_lab() {
     let Some(lab) = lab(two_pods()) else { return };
     let routing = lab.node_info(Node::A).unwrap().routing();
     for pod in lab.pods() {
-        assert!(routing.local_detector.is_pod(pod.v4().into()));
-        assert!(pod.v6().is_none_or(|v6| routing.local_detector.is_pod(v6.into())));
+        assert!(routing.local_detector.is_pod(pod.v4().into(), None));
+        assert!(pod.v6().is_none_or(|v6| routing.local_detector.is_pod(v6.into(), None)));
     }
     for &family in lab.families() {
         assert_eq!(routing.primary_address(family), lab.address(&Node::A.into(), family).ok());
-        assert!(!routing.local_detector.is_pod(lab.address(&Place::Outside, family).unwrap()));
+        assert!(!routing.local_detector.is_pod(lab.address(&Place::Outside, family).unwrap(), None));
     }
 }
 

@@ -1,9 +1,84 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    model::{IpFamily, Protocol},
-    route::{FrontendKind, Route},
+    model::{Algorithm, IpFamily, Protocol},
+    route::{FrontendKind, NodeRouting, Route},
 };
+
+/// Something that a route or the node may ask for and that not every datapath has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Feature {
+    /// [`Route::source_ranges`].
+    SourceRanges,
+    /// [`Route::affinity`].
+    Affinity,
+    /// [`Algorithm::Maglev`].
+    Maglev,
+    /// Backends of different [`weight`](crate::route::Backend::weight).
+    Weights,
+    /// [`NodeRouting::loopback_node_ports`].
+    LoopbackNodePorts,
+    /// Detectors that tell pods by the interface: [`LocalDetector::is_by_interface`].
+    ///
+    /// [`LocalDetector::is_by_interface`]: crate::model::LocalDetector::is_by_interface
+    InterfaceDetectors,
+    /// A packet to a cluster IP on a port that is no Service port is rejected ([N4]). Without it, it is left to
+    /// the stack.
+    ///
+    /// [N4]: crate::resolve
+    RejectUnknownPorts,
+}
+
+impl Feature {
+    /// Every feature.
+    pub const ALL: [Feature; 7] = [
+        Feature::SourceRanges,
+        Feature::Affinity,
+        Feature::Maglev,
+        Feature::Weights,
+        Feature::LoopbackNodePorts,
+        Feature::InterfaceDetectors,
+        Feature::RejectUnknownPorts,
+    ];
+
+    /// In words: `session affinity`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Feature::SourceRanges => "source ranges of load balancers",
+            Feature::Affinity => "session affinity",
+            Feature::Maglev => "the algorithm maglev",
+            Feature::Weights => "endpoints of different weight",
+            Feature::LoopbackNodePorts => "node ports on loopback addresses",
+            Feature::InterfaceDetectors => "telling pods by the interface",
+            Feature::RejectUnknownPorts => "rejection of unknown ports of a cluster IP",
+        }
+    }
+
+    fn of_route(route: &Route) -> impl Iterator<Item = Feature> {
+        let asked = [
+            (Feature::SourceRanges, route.source_ranges.is_some()),
+            (Feature::Affinity, route.affinity.is_some()),
+            (Feature::Maglev, route.algorithm == Algorithm::Maglev),
+            (Feature::Weights, route.internal.is_weighted() || route.external.is_weighted()),
+        ];
+        asked.into_iter().filter_map(|(feature, asked)| asked.then_some(feature))
+    }
+
+    fn of_node(node: &NodeRouting) -> impl Iterator<Item = Feature> {
+        let asked = [
+            (Feature::LoopbackNodePorts, !node.loopback_node_ports.is_empty()),
+            (Feature::InterfaceDetectors, node.local_detector.is_by_interface()),
+        ];
+        asked.into_iter().filter_map(|(feature, asked)| asked.then_some(feature))
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// What a datapath can serve, and where it differs from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +90,9 @@ pub struct Capabilities {
     pub families: BTreeSet<IpFamily>,
     /// Kinds of frontend.
     pub frontends: BTreeSet<FrontendKind>,
+    /// What else it has. A route that asks for another feature is not served, and reported by name: it is
+    /// never served in part.
+    pub features: BTreeSet<Feature>,
     /// A flow that is to be masqueraded keeps its source address all the same when the backend is on this
     /// node (unless client and backend are one). kube-proxy masquerades it.
     pub local_backends_see_client: bool,
@@ -47,12 +125,30 @@ impl Capabilities {
             protocols: [Protocol::Tcp, Protocol::Udp].into(),
             families: IpFamily::ALL.into(),
             frontends: [FrontendKind::ClusterIp, FrontendKind::NodePort].into(),
+            features: BTreeSet::new(),
             local_backends_see_client: false,
             node_udp_follows: true,
             counters: false,
             keep_on_close: false,
             limitations: Vec::new(),
         }
+    }
+
+    /// Everything that a route can say.
+    pub fn full() -> Self {
+        Self {
+            protocols: Protocol::ALL.into(),
+            frontends: FrontendKind::ALL.into(),
+            features: Feature::ALL.into(),
+            counters: true,
+            keep_on_close: true,
+            ..Self::basic()
+        }
+    }
+
+    /// Whether it has a feature.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.features.contains(&feature)
     }
 
     /// Whether the route can be served.
@@ -68,8 +164,24 @@ impl Capabilities {
             return Err(format!("{} is not available on this node", frontend.family()));
         }
         if !self.frontends.contains(kind) {
-            return Err(format!("frontends of kind {kind:?} are not supported by this datapath"));
+            return Err(format!("frontends of kind {} are not supported by this datapath", kind.as_str()));
         }
-        Ok(())
+        self.check_features(Feature::of_route(route))
+    }
+
+    /// Whether what the node asks for can be served. It concerns all routes at once: a datapath that cannot
+    /// refuses the whole update.
+    ///
+    /// # Errors
+    /// What is missing, in words: the message for an [`ErrorKind::Unsupported`](super::ErrorKind) error.
+    pub fn check_node(&self, node: &NodeRouting) -> Result<(), String> {
+        self.check_features(Feature::of_node(node))
+    }
+
+    fn check_features(&self, mut asked: impl Iterator<Item = Feature>) -> Result<(), String> {
+        match asked.find(|feature| !self.has(*feature)) {
+            Some(missing) => Err(format!("not supported by this datapath: {missing}")),
+            None => Ok(()),
+        }
     }
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 pub use self::{
-    capabilities::{Capabilities, Limitation},
+    capabilities::{Capabilities, Feature, Limitation},
     error::{DatapathError, ErrorKind},
     events::{DatapathEvent, EventHub},
 };

@@ -2,8 +2,8 @@ use std::fmt;
 
 use k8s_openapi::api::{core::v1, discovery::v1 as discovery};
 
-use super::{endpoint_slice, service};
-use crate::model::{EndpointSlice, InvalidObject, Service};
+use super::{endpoint_slice, node, service};
+use crate::model::{EndpointSlice, InvalidObject, NodeInfo, Service};
 
 /// What became of a valid Kubernetes object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum Conversion<T> {
     Ours(
         /// The object.
         T,
-        /// Its fields that this version does not serve.
+        /// Its fields that have no effect, or another than one would expect.
         Vec<Notice>,
     ),
     /// It is for somebody else, or nothing is routed for its kind.
@@ -65,9 +65,9 @@ impl fmt::Display for NotOurs {
     }
 }
 
-/// A field that is valid, and has no effect in this version.
+/// A field that has no effect, or another than one would expect. The object is routed all the same.
 ///
-/// Displays as `Service demo/web: spec.sessionAffinity: ClientIP is not served: …`.
+/// Displays as `Service demo/web: spec.externalIPs[0]: fd00::9 is ignored: …`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Notice {
@@ -147,6 +147,16 @@ impl TryFrom<&discovery::EndpointSlice> for Conversion<EndpointSlice> {
 
     fn try_from(object: &discovery::EndpointSlice) -> Result<Self, InvalidObject> {
         Converter::new().endpoint_slice(object)
+    }
+}
+
+/// What the object says: its name, its zone, the ranges of its pods, and its addresses, the internal ones
+/// first. How the node treats Services is not said there: see [`NodeInfo::into_builder`].
+impl TryFrom<&v1::Node> for NodeInfo {
+    type Error = InvalidObject;
+
+    fn try_from(object: &v1::Node) -> Result<Self, InvalidObject> {
+        node::convert(object).map_err(first)
     }
 }
 

@@ -1,3 +1,10 @@
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
+
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{
@@ -6,7 +13,7 @@ use super::{
     meta, parse_address,
 };
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, InvalidObject, IpFamily, validate_name,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, InvalidObject, IpFamily, quoted, validate_name,
 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -47,17 +54,43 @@ pub(super) fn convert(object: &discovery::EndpointSlice) -> Result<Conversion<En
             port: port.port.and_then(|number| meta::port(number, format!("{field}.port"), &mut checks)),
         });
     }
+    let mut notices = Vec::new();
+    let weights = weights(&title, object, &mut notices);
+    let mut shared = Shared::default();
     for (i, endpoint) in object.endpoints.all().iter().enumerate() {
-        if let Some(endpoint) = convert_endpoint(i, endpoint, &mut checks) {
+        if let Some(mut endpoint) = convert_endpoint(i, endpoint, &mut shared, &mut checks) {
+            endpoint.weight = weights.get(&endpoint.address).copied().unwrap_or(endpoint.weight);
             builder = builder.endpoint(endpoint);
         }
     }
     checks.end()?;
     let slice = builder.build()?;
-    Ok(Conversion::Ours(slice, notices(&title, object)))
+    Ok(Conversion::Ours(slice, notices))
 }
 
-fn convert_endpoint(i: usize, endpoint: &discovery::Endpoint, checks: &mut Checks<'_>) -> Option<Endpoint> {
+/// What endpoints of one slice have in common is held once.
+#[derive(Default)]
+struct Shared {
+    nodes: HashSet<Arc<str>>,
+    hints: HashSet<Arc<Hints>>,
+}
+
+fn share<T: Eq + Hash + ?Sized>(known: &mut HashSet<Arc<T>>, new: Arc<T>) -> Arc<T> {
+    match known.get(&*new) {
+        Some(known) => Arc::clone(known),
+        None => {
+            known.insert(Arc::clone(&new));
+            new
+        }
+    }
+}
+
+fn convert_endpoint(
+    i: usize,
+    endpoint: &discovery::Endpoint,
+    shared: &mut Shared,
+    checks: &mut Checks<'_>,
+) -> Option<Endpoint> {
     let Some(text) = endpoint.addresses.first() else {
         checks.add(format!("endpoints[{i}].addresses"), "", "must hold at least one address");
         return None;
@@ -76,23 +109,56 @@ fn convert_endpoint(i: usize, endpoint: &discovery::Endpoint, checks: &mut Check
         conditions.and_then(|c| c.terminating),
     ));
     if let Some(node_name) = meta::text(endpoint.node_name.as_ref()) {
-        converted = converted.on_node(node_name);
+        converted.node_name = Some(share(&mut shared.nodes, node_name.into()));
     }
+    converted.hints = hints(endpoint).map(|hints| share(&mut shared.hints, hints.into()));
     if let Some(target) = endpoint.target_ref.as_ref().and_then(|target| meta::text(target.name.as_ref())) {
         converted = converted.named(target);
     }
     Some(converted)
 }
 
-fn notices(title: &str, object: &discovery::EndpointSlice) -> Vec<Notice> {
-    let hinted = object.endpoints.all().iter().position(|endpoint| {
-        endpoint.hints.as_ref().is_some_and(|hints| {
-            hints.for_zones.iter().flatten().next().is_some()
-                || hints.for_nodes.iter().flatten().next().is_some()
-        })
-    });
-    let note = "not served: endpoints of all zones and nodes are used alike";
-    hinted.map(|i| Notice::new(title, format!("endpoints[{i}].hints"), note)).into_iter().collect()
+/// Hints that lead nowhere are none.
+fn hints(endpoint: &discovery::Endpoint) -> Option<Hints> {
+    let hints = endpoint.hints.as_ref()?;
+    let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str());
+    let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.as_str());
+    let named = |name: &&str| !name.is_empty();
+    let (zones, nodes): (Vec<_>, Vec<_>) =
+        (zones.filter(named).map(Arc::from).collect(), nodes.filter(named).map(Arc::from).collect());
+    (!zones.is_empty() || !nodes.is_empty()).then_some(Hints { nodes, zones })
+}
+
+/// The weights of an annotation by address. What cannot be read is noted.
+fn weights(
+    title: &str,
+    object: &discovery::EndpointSlice,
+    notices: &mut Vec<Notice>,
+) -> HashMap<IpAddr, u16> {
+    const ANNOTATION: &str = Endpoint::WEIGHTS_ANNOTATION;
+    let Some(text) = object.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION)) else {
+        return HashMap::new();
+    };
+    let mut weights = HashMap::new();
+    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        let read = entry.split_once('=').and_then(|(address, weight)| {
+            let weight = weight.trim().parse().ok().filter(|weight| *weight <= Endpoint::MAX_WEIGHT)?;
+            Some((parse_address(address.trim()).ok()?, weight))
+        });
+        match read {
+            Some((address, weight)) => drop(weights.insert(address, weight)),
+            None => notices.push(Notice::new(
+                title,
+                format!("metadata.annotations[{ANNOTATION}]"),
+                format!(
+                    "{} is ignored: must be an address, '=' and a weight of 0 to {}",
+                    quoted(entry),
+                    Endpoint::MAX_WEIGHT
+                ),
+            )),
+        }
+    }
+    weights
 }
 
 /// `endpoints` is a `Vec` or an `Option` of one, depending on the API version that the embedder chose.

@@ -3,9 +3,11 @@
 //! [`Converter`] turns `v1` Services and `discovery.k8s.io/v1` EndpointSlices into values of
 //! [`model`](crate::model). Three things may come of an object:
 //!
-//! - it is **ours**: [`Conversion::Ours`], with a [`Notice`] for each field that is understood and not served;
+//! - it is **ours**: [`Conversion::Ours`], with a [`Notice`] for each field that has no effect;
 //! - it is **not ours**, such as a headless Service: [`Conversion::NotOurs`] says why. Nothing is wrong with it;
 //! - it is **invalid**: [`InvalidObject`](crate::model::InvalidObject) names the field and the rule.
+//!
+//! `NodeInfo::try_from` reads what a `v1` Node says of itself.
 //!
 //! ```
 //! use k8s_openapi::api::core::v1;
@@ -50,8 +52,10 @@ mod conversion;
 mod endpoint_slice;
 mod manifests;
 mod meta;
+mod node;
+mod optional;
 mod service;
 
-pub use address::{InvalidAddress, parse_address};
+pub use address::{InvalidAddress, InvalidCidr, parse_address, parse_cidr};
 pub use conversion::{Conversion, Converter, NotOurs, Notice};
 pub use manifests::{ManifestError, ManifestProblem, Manifests, Origin, Skipped};

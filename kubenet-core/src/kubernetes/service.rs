@@ -1,11 +1,13 @@
 use k8s_openapi::api::core::v1;
 
 use super::{
-    Conversion, Converter, NotOurs, Notice,
+    Conversion, Converter, NotOurs,
     conversion::{Checks, Problems},
-    meta, parse_address,
+    meta,
+    optional::Optional,
+    parse_address,
 };
-use crate::model::{IpFamily, Service, ServicePort, ServiceType, TrafficPolicy, validate_label};
+use crate::model::{Affinity, IpFamily, Service, ServicePort, ServiceType, TrafficPolicy, validate_label};
 
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -44,13 +46,22 @@ pub(super) fn convert(converter: &Converter, object: &v1::Service) -> Result<Con
             builder = builder.port(port);
         }
     }
-    match meta::text(spec.session_affinity.as_ref()) {
-        None | Some("None" | "ClientIP") => {}
-        Some(other) => checks.add("spec.sessionAffinity", other, "must be None or ClientIP"),
+    if let Some(affinity) = affinity(spec, &mut checks) {
+        builder = builder.affinity(affinity);
     }
+    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0)
+        && let Some(port) = meta::port(port, "spec.healthCheckNodePort".into(), &mut checks)
+    {
+        builder = builder.health_check_node_port(port);
+    }
+    let mut reader = Optional::new(&title, object, spec);
+    builder = reader.external_ips(builder, &mut checks);
+    builder = reader.load_balancer_ips(builder);
+    builder = reader.source_ranges(builder);
+    builder = reader.algorithm(builder);
+    let notices = reader.notices;
     checks.end()?;
-    let service = builder.build()?;
-    Ok(Conversion::Ours(service, notices(&title, spec, object)))
+    Ok(Conversion::Ours(builder.build()?, notices))
 }
 
 fn not_ours(converter: &Converter, object: &v1::Service, spec: &v1::ServiceSpec) -> Option<NotOurs> {
@@ -69,7 +80,7 @@ fn not_ours(converter: &Converter, object: &v1::Service, spec: &v1::ServiceSpec)
 
 /// The cluster IPs that are written, with their fields: `clusterIPs`, else `clusterIP`. Empty ones count as
 /// absent.
-fn written_cluster_ips(spec: &v1::ServiceSpec) -> impl Iterator<Item = (String, &str)> {
+pub(super) fn written_cluster_ips(spec: &v1::ServiceSpec) -> impl Iterator<Item = (String, &str)> {
     let many = spec.cluster_ips.iter().flatten().enumerate();
     let many =
         many.filter(|(_, a)| !a.is_empty()).map(|(i, a)| (format!("spec.clusterIPs[{i}]"), a.as_str()));
@@ -155,39 +166,24 @@ fn service_port(i: usize, port: &v1::ServicePort, checks: &mut Checks<'_>) -> Op
     })
 }
 
-/// What the object asks for and does not get.
-fn notices(title: &str, spec: &v1::ServiceSpec, object: &v1::Service) -> Vec<Notice> {
-    let mut notices = Vec::new();
-    let mut add = |field: &str, note: &str| notices.push(Notice::new(title, field, note));
-    if spec.external_ips.iter().flatten().next().is_some() {
-        add("spec.externalIPs", "not served: traffic to these addresses is not routed to the Service");
+/// [A1]: `ClientIP`, for three hours unless the Service says otherwise.
+fn affinity(spec: &v1::ServiceSpec, checks: &mut Checks<'_>) -> Option<Affinity> {
+    match meta::text(spec.session_affinity.as_ref()) {
+        None | Some("None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            checks.add("spec.sessionAffinity", other, "must be None or ClientIP");
+            return None;
+        }
     }
-    let ingress = object.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|lb| &lb.ingress);
-    // A load balancer of mode Proxy sends to the node ports by itself.
-    if ingress.flatten().any(|i| i.ip.is_some() && i.ip_mode.as_deref() != Some("Proxy")) {
-        add(
-            "status.loadBalancer.ingress",
-            "not served: traffic that arrives with these addresses is not routed to the Service; its node \
-             ports are",
-        );
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let Some(seconds) = config.and_then(|config| config.timeout_seconds) else {
+        return Some(Affinity::default());
+    };
+    let affinity = u32::try_from(seconds).ok().and_then(Affinity::new);
+    if affinity.is_none() {
+        let rule = format!("must be 1 to {}", Affinity::MAX_TIMEOUT_SECONDS);
+        checks.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds", seconds, rule);
     }
-    if spec.load_balancer_source_ranges.iter().flatten().next().is_some() {
-        add(
-            "spec.loadBalancerSourceRanges",
-            "not applied: no source is filtered; the load balancer's addresses are not served either",
-        );
-    }
-    if meta::text(spec.session_affinity.as_ref()) == Some("ClientIP") {
-        add(
-            "spec.sessionAffinity",
-            "ClientIP is not served: every new connection chooses among all endpoints",
-        );
-    }
-    if spec.health_check_node_port.is_some_and(|port| port != 0) {
-        add("spec.healthCheckNodePort", "not served: nothing answers health checks on this port");
-    }
-    if meta::text(spec.traffic_distribution.as_ref()).is_some() {
-        add("spec.trafficDistribution", "not served: endpoints of all zones and nodes are used alike");
-    }
-    notices
+    affinity
 }

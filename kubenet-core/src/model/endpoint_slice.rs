@@ -1,4 +1,4 @@
-use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use super::{InvalidObject, IpFamily, ObjectName, Protocol, name::validate_port_name, validate_label};
 
@@ -50,6 +50,18 @@ impl EndpointPort {
     }
 }
 
+/// For whom an endpoint is meant: `hints` of the API, made by the control plane from
+/// `spec.trafficDistribution` ([E3]).
+///
+/// [E3]: crate::resolve
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Hints {
+    /// `forNodes`: names of nodes.
+    pub nodes: Vec<Arc<str>>,
+    /// `forZones`: names of zones.
+    pub zones: Vec<Arc<str>>,
+}
+
 /// An endpoint: usually a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -62,9 +74,21 @@ pub struct Endpoint {
     pub node_name: Option<Arc<str>>,
     /// Name of the object behind it (`targetRef.name`), usually a pod: for people. Nothing depends on it.
     pub target: Option<Arc<str>>,
+    /// For whom it is meant; `None` when for everybody. Most endpoints of a slice share their hints.
+    pub hints: Option<Arc<Hints>>,
+    /// Its share of new flows in relation to the other endpoints, 0 to [`Endpoint::MAX_WEIGHT`]. Default 1;
+    /// with 0 it counts as not ready. Not a field of the Kubernetes API: annotation
+    /// [`Endpoint::WEIGHTS_ANNOTATION`] of a slice.
+    pub weight: u16,
 }
 
 impl Endpoint {
+    /// The greatest weight.
+    pub const MAX_WEIGHT: u16 = 1000;
+    /// The annotation of a slice that gives weights, `kubenet.dev/weights`: `10.244.1.2=3, 10.244.2.2=1`.
+    /// Endpoints that it does not name have weight 1.
+    pub const WEIGHTS_ANNOTATION: &'static str = "kubenet.dev/weights";
+
     /// A ready endpoint.
     pub fn new(address: IpAddr) -> Self {
         Self {
@@ -72,6 +96,8 @@ impl Endpoint {
             conditions: Conditions::default(),
             node_name: None,
             target: None,
+            hints: None,
+            weight: 1,
         }
     }
 
@@ -93,6 +119,27 @@ impl Endpoint {
     #[must_use]
     pub fn with_conditions(mut self, conditions: Conditions) -> Self {
         self.conditions = conditions;
+        self
+    }
+
+    /// The same meant for a zone, beside those that it is meant for already.
+    #[must_use]
+    pub fn for_zone(mut self, zone: &str) -> Self {
+        Arc::make_mut(self.hints.get_or_insert_default()).zones.push(zone.into());
+        self
+    }
+
+    /// The same meant for a node, beside those that it is meant for already.
+    #[must_use]
+    pub fn for_node(mut self, node: &str) -> Self {
+        Arc::make_mut(self.hints.get_or_insert_default()).nodes.push(node.into());
+        self
+    }
+
+    /// The same with this weight.
+    #[must_use]
+    pub fn with_weight(mut self, weight: u16) -> Self {
+        self.weight = weight;
         self
     }
 
@@ -214,12 +261,13 @@ impl EndpointSliceBuilder {
             return bad("metadata.labels[kubernetes.io/service-name]".into(), self.service.clone(), &rule);
         }
         let service = ObjectName::new("Service", &self.namespace, &self.service)?;
+        let mut names = HashSet::new();
         for (i, port) in self.ports.iter().enumerate() {
             let field = format!("ports[{i}].name");
             if let Err(rule) = validate_port_name(&port.name) {
                 return bad(field, port.name.to_string(), &rule);
             }
-            if self.ports[..i].iter().any(|p| p.name == port.name) {
+            if !names.insert(&port.name) {
                 return bad(field, port.name.to_string(), "is used twice");
             }
         }
@@ -239,6 +287,10 @@ impl EndpointSliceBuilder {
                     address.to_string(),
                     "must be a unicast address, not loopback or link-local",
                 );
+            }
+            if endpoint.weight > Endpoint::MAX_WEIGHT {
+                let rule = format!("must be 0 to {}", Endpoint::MAX_WEIGHT);
+                return bad(format!("endpoints[{i}].weight"), endpoint.weight.to_string(), &rule);
             }
         }
         Ok(EndpointSlice { name, service, family: self.family, ports: self.ports, endpoints: self.endpoints })

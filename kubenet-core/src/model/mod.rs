@@ -11,11 +11,14 @@ mod node;
 mod protocol;
 mod service;
 
-pub use endpoint_slice::{Conditions, Endpoint, EndpointPort, EndpointSlice, EndpointSliceBuilder};
+pub use endpoint_slice::{Conditions, Endpoint, EndpointPort, EndpointSlice, EndpointSliceBuilder, Hints};
 pub use error::InvalidObject;
 #[cfg(feature = "kubernetes")]
 pub(crate) use error::quoted;
 pub use name::{ObjectName, validate_label, validate_name};
 pub use node::{LocalDetector, NodeInfo, NodeInfoBuilder, NodePortAddresses};
 pub use protocol::{IpFamily, Protocol, UnknownProtocol};
-pub use service::{Service, ServiceBuilder, ServicePort, ServiceType, TrafficPolicy};
+pub(crate) use service::unicast;
+pub use service::{
+    Affinity, Algorithm, Service, ServiceBuilder, ServicePort, ServiceType, TrafficPolicy, UnknownAlgorithm,
+};

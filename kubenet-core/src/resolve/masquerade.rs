@@ -7,8 +7,11 @@ use crate::{
 
 pub(super) fn rule(node: &NodeInfo, service: &Service, kind: FrontendKind, family: IpFamily) -> Masquerade {
     if !kind.is_external() {
+        if node.masquerade_all() {
+            return Masquerade::ALWAYS;
+        }
         // [S3]: without a detector nobody can be told apart, and nobody is masqueraded.
-        let detected = node.detects_pods(family);
+        let detected = node.local_detector().detects(family);
         return Masquerade { pods: false, node: detected, outside: detected };
     }
     match service.external_traffic_policy() {

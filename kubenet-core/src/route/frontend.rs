@@ -68,9 +68,31 @@ pub enum FrontendKind {
     ClusterIp,
     /// `spec.ports[].nodePort`.
     NodePort,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress`.
+    LoadBalancer,
 }
 
 impl FrontendKind {
+    /// Every kind.
+    pub const ALL: [FrontendKind; 4] = [
+        FrontendKind::ClusterIp,
+        FrontendKind::NodePort,
+        FrontendKind::ExternalIp,
+        FrontendKind::LoadBalancer,
+    ];
+
+    /// In words: `cluster IP`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FrontendKind::ClusterIp => "cluster IP",
+            FrontendKind::NodePort => "node port",
+            FrontendKind::ExternalIp => "external IP",
+            FrontendKind::LoadBalancer => "load-balancer address",
+        }
+    }
+
     /// Whether traffic to it is meant for clients outside the cluster, so that the external policy counts.
     pub const fn is_external(self) -> bool {
         !matches!(self, FrontendKind::ClusterIp)

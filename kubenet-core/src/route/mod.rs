@@ -6,18 +6,21 @@
 mod delta;
 mod frontend;
 mod node;
+mod source_ranges;
 mod table;
 mod target;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 pub use self::{
     delta::{RemovedBackend, RouteDelta},
     frontend::{Frontend, FrontendAddress, FrontendKind, ServicePortName},
     node::NodeRouting,
+    source_ranges::SourceRanges,
     table::{Revision, RevisionMismatch, RouteTable},
     target::{Backend, BackendState, Masquerade, Origin, Target, WhenEmpty},
 };
+use crate::model::{Affinity, Algorithm};
 
 /// One frontend and everything that a datapath needs to serve it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +38,18 @@ pub struct Route {
     pub external: Target,
     /// Whose source address is replaced.
     pub masquerade: Masquerade,
+    /// How a backend is picked.
+    pub algorithm: Algorithm,
+    /// Whether a client stays with the backend that was picked first. The client's choice belongs to
+    /// [`Route::service_port`]: all frontends of one share it ([A1]).
+    ///
+    /// [A1]: crate::resolve
+    pub affinity: Option<Affinity>,
+    /// Who may reach the frontend, where not everybody may. Others are dropped, before anything else is
+    /// decided ([R3]).
+    ///
+    /// [R3]: crate::resolve
+    pub source_ranges: Option<Arc<SourceRanges>>,
 }
 
 impl Route {
@@ -46,7 +61,22 @@ impl Route {
         target: Target,
         masquerade: Masquerade,
     ) -> Self {
-        Self { frontend, kind, service_port, internal: target.clone(), external: target, masquerade }
+        Self {
+            frontend,
+            kind,
+            service_port,
+            internal: target.clone(),
+            external: target,
+            masquerade,
+            algorithm: Algorithm::Random,
+            affinity: None,
+            source_ranges: None,
+        }
+    }
+
+    /// Whether a flow of this origin from this source may reach the frontend.
+    pub fn admits(&self, origin: Origin, source: IpAddr) -> bool {
+        self.source_ranges.as_ref().is_none_or(|ranges| ranges.admits(origin, source))
     }
 
     /// The target for flows of this origin.

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
 
-use super::{Frontend, NodeRouting, Route, RouteDelta};
+use super::{Frontend, FrontendKind, NodeRouting, Route, RouteDelta};
 use crate::model::{IpFamily, Protocol};
 
 /// Position of a [`RouteTable`] in the sequence of changes. 0 is the empty table before the first.
@@ -85,11 +85,20 @@ impl RouteTable {
     /// The route that serves a packet to this destination: one on the address itself wins over a node port.
     pub fn lookup(&self, destination: IpAddr, port: NonZeroU16, protocol: Protocol) -> Option<&Arc<Route>> {
         self.get(&Frontend::ip(destination, port, protocol)).or_else(|| {
-            if !self.node.node_port_addresses.contains(&destination) {
+            if !self.node.has_node_ports_on(destination) {
                 return None;
             }
             self.get(&Frontend::node_port(IpFamily::of(destination), port, protocol))
         })
+    }
+
+    /// Whether some route has this cluster IP. A packet to it that no route serves is rejected ([N4]).
+    ///
+    /// [N4]: crate::resolve
+    pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
+        let first = Frontend::ip(address, NonZeroU16::MIN, Protocol::Tcp);
+        let last = Frontend::ip(address, NonZeroU16::MAX, Protocol::Sctp);
+        self.routes.range(first..=last).any(|(_, route)| route.kind == FrontendKind::ClusterIp)
     }
 
     /// Moves the table along a delta.

@@ -15,9 +15,17 @@ pub struct Backend {
     pub local: bool,
     /// Whether the endpoint is ready or only a stop-gap.
     pub state: BackendState,
+    /// Its share of new flows in relation to the other backends of its target: reduced, so that it is 1
+    /// where all weigh the same.
+    pub weight: NonZeroU16,
 }
 
 impl Backend {
+    /// A ready backend of weight 1.
+    pub const fn new(address: IpAddr, port: NonZeroU16, local: bool) -> Self {
+        Self { address, port, local, state: BackendState::Ready, weight: NonZeroU16::MIN }
+    }
+
     /// Address and port together.
     pub const fn socket_addr(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.port.get())
@@ -41,6 +49,13 @@ pub struct Target {
     /// What happens to a new flow when `backends` is empty. By convention `Reject` where it is not, so that
     /// equal targets compare equal.
     pub when_empty: WhenEmpty,
+}
+
+impl Target {
+    /// Whether some backend gets more flows than another.
+    pub fn is_weighted(&self) -> bool {
+        self.backends.iter().any(|backend| backend.weight != NonZeroU16::MIN)
+    }
 }
 
 /// Answer to a new flow for which there is no backend ([E6]).

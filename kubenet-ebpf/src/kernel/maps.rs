@@ -204,12 +204,9 @@ impl Maps {
             return None;
         }
         let terminating = flags & BACKEND_TERMINATING != 0;
-        Some(Backend {
-            address,
-            port: NonZeroU16::new(port.into())?,
-            local: flags & BACKEND_LOCAL != 0,
-            state: if terminating { BackendState::Terminating } else { BackendState::Ready },
-        })
+        let port = NonZeroU16::new(port.into())?;
+        let state = if terminating { BackendState::Terminating } else { BackendState::Ready };
+        Some(Backend { state, ..Backend::new(address, port, flags & BACKEND_LOCAL != 0) })
     }
 
     /// One number for each index of `metrics`, all CPUs together.

@@ -120,6 +120,7 @@ impl Engine {
         const OPERATION: &str = "replace";
         let begin = Instant::now();
         self.maps.operation = OPERATION;
+        self.check_node(OPERATION, table.node())?;
         self.write_node(table.node())?;
         self.repair()?;
         let work = self.state.diff(table);
@@ -141,6 +142,7 @@ impl Engine {
             return Err(error(OPERATION, ErrorKind::Conflict, message));
         }
         if let Some(node) = &delta.node {
+            self.check_node(OPERATION, node)?;
             self.write_node(node)?;
         }
         let state = &self.state;
@@ -158,6 +160,10 @@ impl Engine {
             self.attachments.ensure(&mut self.ebpf, OPERATION)?;
         }
         Ok(self.report(outcome, begin))
+    }
+
+    fn check_node(&self, operation: &'static str, node: &NodeRouting) -> Result<(), DatapathError> {
+        self.capabilities.check_node(node).map_err(|why| error(operation, ErrorKind::Unsupported, why))
     }
 
     /// [`Datapath::read`](kubenet_core::datapath::Datapath::read). Where a program does not hang any more,

@@ -176,7 +176,7 @@ pub(crate) fn read(maps: &Maps) -> Result<Arc<NodeRouting>, DatapathError> {
     node.addresses = list(NODE_ADDR_LOCAL, PLACE_SHIFT);
     node.node_port_addresses = list(NODE_ADDR_NODE_PORT, NODE_PORT_PLACE_SHIFT);
     if !cidrs.is_empty() {
-        node.local_detector = LocalDetector::ClusterCidrs(cidrs.into_iter().map(|(_, cidr)| cidr).collect());
+        node.local_detector = LocalDetector::Cidrs(cidrs.into_iter().map(|(_, cidr)| cidr).collect());
     }
     Ok(Arc::new(node))
 }

@@ -67,6 +67,7 @@ fn routes(count: u32, backends: u8) -> Vec<Arc<Route>> {
             port: 8080.try_into().unwrap(),
             local: n == 0,
             state: BackendState::Ready,
+            weight: std::num::NonZeroU16::MIN,
         };
         Arc::new(Route::new(
             Frontend {

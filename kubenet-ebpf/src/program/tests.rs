@@ -149,6 +149,7 @@ fn arbitrary_set(family: IpFamily) -> impl Strategy<Value = Target> {
         port: 8080.try_into().unwrap(),
         local,
         state: if ready { BackendState::Ready } else { BackendState::Terminating },
+        weight: std::num::NonZeroU16::MIN,
     });
     (prop::collection::vec(backend, 0..6), any::<bool>()).prop_map(|(mut backends, drop)| {
         backends.sort_unstable();
@@ -282,6 +283,7 @@ fn route_with(port: u16, backends: u8) -> Arc<Route> {
             port: 80.try_into().unwrap(),
             local: true,
             state: BackendState::Ready,
+            weight: std::num::NonZeroU16::MIN,
         })
         .collect();
     Arc::new(Route::new(

@@ -99,6 +99,7 @@ pub fn backends(lab: &Lab, family: IpFamily, pods: &[&str]) -> Arc<[Backend]> {
                 port: PORT.try_into().unwrap(),
                 local: pod.node() == Node::A,
                 state: BackendState::Ready,
+                weight: std::num::NonZeroU16::MIN,
             }
         })
         .collect();

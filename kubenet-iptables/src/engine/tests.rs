@@ -5,8 +5,8 @@ use std::time::Duration;
 use kubenet_core::{
     model::Protocol,
     route::{
-        Backend as RouteBackend, BackendState, Frontend, FrontendKind, Masquerade, Revision, ServicePortName,
-        Target, WhenEmpty,
+        Backend as RouteBackend, Frontend, FrontendKind, Masquerade, Revision, ServicePortName, Target,
+        WhenEmpty,
     },
 };
 
@@ -34,8 +34,7 @@ fn without_netlink() -> Engine {
 
 fn table() -> Arc<RouteTable> {
     let port = 80.try_into().unwrap();
-    let backend =
-        RouteBackend { address: [192, 0, 2, 2].into(), port, local: false, state: BackendState::Ready };
+    let backend = RouteBackend::new([192, 0, 2, 2].into(), port, false);
     let target = Target { backends: [backend].into(), when_empty: WhenEmpty::Reject };
     let name = ServicePortName { namespace: "demo".into(), service: "web".into(), port: "".into() };
     let frontend = Frontend::ip([10, 96, 0, 10].into(), port, Protocol::Tcp);

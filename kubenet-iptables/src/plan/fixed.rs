@@ -114,7 +114,7 @@ impl Context {
         let mut sources: Vec<_> = node
             .addresses
             .iter()
-            .filter(|a| IpFamily::of(**a) == family && node.local_detector.is_pod(**a))
+            .filter(|a| IpFamily::of(**a) == family && node.local_detector.is_pod(**a, None))
             .map(|a| (Rule::default().from(host(*a)), Origin::Node))
             .collect();
         sources.extend(pods.map(|cidr| (Rule::default().from(cidr.trunc()), Origin::Pod)));

@@ -30,7 +30,7 @@ fn node() -> NodeRouting {
     node.addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
     node.node_port_addresses = node.addresses.clone();
     node.local_detector =
-        LocalDetector::ClusterCidrs(vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()]);
+        LocalDetector::Cidrs(vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()]);
     node
 }
 
@@ -39,7 +39,13 @@ fn name(service: &str) -> ServicePortName {
 }
 
 fn backend(address: &str, local: bool) -> Backend {
-    Backend { address: address.parse().unwrap(), port: port(8080), local, state: BackendState::Ready }
+    Backend {
+        address: address.parse().unwrap(),
+        port: port(8080),
+        local,
+        state: BackendState::Ready,
+        weight: NonZeroU16::MIN,
+    }
 }
 
 fn target(backends: &[Backend], when_empty: WhenEmpty) -> RouteTarget {
@@ -306,6 +312,7 @@ fn any_route() -> impl Strategy<Value = Arc<Route>> {
                             port: port(n),
                             local,
                             state: if ready { BackendState::Ready } else { BackendState::Terminating },
+                            weight: NonZeroU16::MIN,
                         })
                         .collect()
                 };

@@ -80,6 +80,7 @@ impl World {
             port: port(PORT),
             local: pod.starts_with('a'),
             state: BackendState::Ready,
+            weight: NonZeroU16::MIN,
         }
     }
 

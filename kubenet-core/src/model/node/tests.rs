@@ -43,10 +43,10 @@ fn f4_node_ports_answer_on_the_chosen_addresses() {
 fn s3_a_pod_is_known_by_the_ranges_of_the_cluster() {
     let routing = node(&["10.0.0.1"]).build().unwrap().routing();
     assert_eq!(routing.local_detector, LocalDetector::None);
-    assert!(!routing.local_detector.is_pod([10, 244, 1, 1].into()));
+    assert!(!routing.local_detector.is_pod([10, 244, 1, 1].into(), None));
     let routing =
         node(&["10.0.0.1"]).cluster_cidr("10.244.3.4/16".parse().unwrap()).build().unwrap().routing();
     assert_eq!(routing.local_detector.cidrs(), ["10.244.0.0/16".parse::<IpNet>().unwrap()]);
-    assert!(routing.local_detector.is_pod([10, 244, 1, 1].into()));
-    assert!(!routing.local_detector.is_pod([10, 245, 1, 1].into()));
+    assert!(routing.local_detector.is_pod([10, 244, 1, 1].into(), None));
+    assert!(!routing.local_detector.is_pod([10, 245, 1, 1].into(), None));
 }

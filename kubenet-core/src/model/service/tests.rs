@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::Protocol;
 
 fn tcp(name: &str, port: u16) -> ServicePort {
     ServicePort::new(name, Protocol::Tcp, port.try_into().unwrap())

@@ -2,10 +2,14 @@
 #![cfg(feature = "kubernetes")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod optional;
+
+use std::net::IpAddr;
+
 use k8s_openapi::api::{core::v1, discovery::v1 as discovery};
 use kubenet_core::{
     kubernetes::{Conversion, Converter, NotOurs, Notice},
-    model::{EndpointSlice, IpFamily, Protocol, Service, ServiceType, TrafficPolicy},
+    model::{Algorithm, EndpointSlice, IpFamily, NodeInfo, Protocol, Service, ServiceType, TrafficPolicy},
 };
 use serde_json::{Value, json};
 
@@ -229,7 +233,7 @@ fn o4_addresses_are_read_as_users_write_them() {
 fn o4_cluster_ip_is_used_where_cluster_ips_is_absent() {
     for absent in [json!(null), json!([]), json!([""])] {
         let (web, _) = service(&[("/spec/clusterIPs", absent)]);
-        assert_eq!(web.cluster_ips(), ["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(web.cluster_ips(), ["10.96.0.10".parse::<IpAddr>().unwrap()]);
     }
 }
 
@@ -322,49 +326,4 @@ fn creation_time_is_kept() {
     let (web, _) = service(&[("/metadata/creationTimestamp", json!("1970-01-02T00:00:00Z"))]);
     assert_eq!(web.created(), Some(86400));
     assert_eq!(service(&[]).0.created(), None);
-}
-
-#[test]
-fn fields_that_are_not_served_are_noticed() {
-    assert_eq!(service(&[]).1, []);
-    for (pointer, value, field) in [
-        ("/spec/externalIPs", json!(["192.0.2.1"]), "spec.externalIPs"),
-        ("/status/loadBalancer/ingress", json!([{ "ip": "192.0.2.1" }]), "status.loadBalancer.ingress"),
-        ("/spec/loadBalancerSourceRanges", json!(["192.0.2.0/24"]), "spec.loadBalancerSourceRanges"),
-        ("/spec/sessionAffinity", json!("ClientIP"), "spec.sessionAffinity"),
-        ("/spec/healthCheckNodePort", json!(32000), "spec.healthCheckNodePort"),
-        ("/spec/trafficDistribution", json!("PreferSameZone"), "spec.trafficDistribution"),
-    ] {
-        let (_, notices) = service(&[(pointer, value)]);
-        assert_eq!(notices.len(), 1, "{pointer}");
-        assert_eq!(notices[0].object, "Service demo/web");
-        assert_eq!(notices[0].field, field);
-        assert!(notices[0].note.contains("not "), "{}", notices[0]);
-    }
-    for (pointer, value) in [
-        ("/spec/externalIPs", json!([])),
-        ("/status/loadBalancer/ingress", json!([{ "hostname": "lb.example.org" }])),
-        ("/status/loadBalancer/ingress", json!([{ "ip": "192.0.2.1", "ipMode": "Proxy" }])),
-        ("/spec/sessionAffinity", json!("None")),
-        ("/spec/healthCheckNodePort", json!(0)),
-        ("/spec/loadBalancerIP", json!("192.0.2.1")),
-    ] {
-        assert_eq!(service(&[(pointer, value)]).1, [], "{pointer}");
-    }
-}
-
-#[test]
-fn topology_hints_are_noticed_once_a_slice() {
-    let hinted = json!({ "addresses": ["10.0.0.1"], "hints": { "forZones": [{ "name": "a" }] } });
-    let notices = |endpoints: Value| match Conversion::<EndpointSlice>::try_from(&slice_with(&[(
-        "/endpoints",
-        endpoints,
-    )])) {
-        Ok(Conversion::Ours(_, notices)) => notices,
-        other => panic!("{other:?}"),
-    };
-    let found = notices(json!([{ "addresses": ["10.0.0.2"] }, hinted, hinted]));
-    assert_eq!(found.len(), 1);
-    assert_eq!(found[0].field, "endpoints[1].hints");
-    assert_eq!(notices(json!([{ "addresses": ["10.0.0.2"], "hints": {} }])), []);
 }

@@ -1,7 +1,10 @@
+mod more;
+
 use std::num::NonZeroU16;
 
 use super::resolve;
 use crate::{
+    cluster::{Change, Cluster},
     model::{
         Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeInfo, Protocol, Service,
         ServiceBuilder, ServicePort, ServiceType, TrafficPolicy,
