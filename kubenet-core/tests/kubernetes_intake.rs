@@ -134,6 +134,40 @@ fn every_rule_that_an_object_breaks_is_told() {
 }
 
 #[test]
+fn an_object_of_another_form_is_refused_like_any_other() {
+    let mut intake = intake();
+    let mut object = serde_json::to_value(service("web", "1", 80)).unwrap();
+    assert_eq!(changes(&intake.service_json(&object)), ["+demo/web:80"]);
+    object["metadata"]["resourceVersion"] = "2".into();
+    object["spec"]["ports"][0]["port"] = "http".into();
+    let refused = intake.service_json(&object);
+    let problem = "Service demo/web: spec.ports[0].port: must be a whole number, and is string \"http\"";
+    assert_eq!((changes(&refused), problems(&refused)), (vec![], vec![problem.to_owned()]));
+    assert!(intake.service_json(&object).is_empty(), "told once");
+    intake.begin_services();
+    intake.service_json(&object);
+    assert!(intake.end_services().is_empty(), "listed, so not deleted");
+    object["metadata"]["resourceVersion"] = "3".into();
+    object["spec"]["ports"][0]["port"] = 81.into();
+    assert_eq!(changes(&intake.service_json(&object)), ["+demo/web:81"]);
+    let slice = json!({ "metadata": { "namespace": "demo", "name": "s" }, "endpoints": 7 });
+    assert_eq!(intake.endpoint_slice_json(&slice).problems.len(), 1);
+    assert_eq!(intake.refused(), 1);
+}
+
+#[test]
+fn what_is_no_object_at_all_is_refused() {
+    let mut intake = intake();
+    for value in
+        [json!(null), json!([]), json!("x"), json!({ "metadata": 7 }), json!({ "metadata": { "name": 7 } })]
+    {
+        let taken = intake.service_json(&value);
+        assert!(taken.changes.is_empty(), "{value}: {taken:?}");
+    }
+    assert_eq!(intake.refused(), 1, "all without a name are one");
+}
+
+#[test]
 fn a_list_deletes_what_it_does_not_name() {
     let mut intake = intake();
     intake.services([&service("a", "1", 80), &service("b", "2", 80)]);

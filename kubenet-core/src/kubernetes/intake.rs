@@ -3,9 +3,11 @@ use std::collections::HashMap;
 use k8s_openapi::{
     api::{core::v1, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    serde::de::DeserializeOwned,
 };
+use serde_json::Value;
 
-use super::{Conversion, Converter, Notice, conversion::Problems, endpoint_slice, meta, service};
+use super::{Conversion, Converter, Notice, conversion::Problems, endpoint_slice, manifests, meta, service};
 use crate::{
     cluster::Change,
     model::{EndpointSlice, InvalidObject, ObjectName, Service},
@@ -81,6 +83,16 @@ impl Intake {
         self.services.take(&object.metadata, || service::convert(&self.converter, object))
     }
 
+    /// The same with the object as the API sent it. One that does not have the form of a Service is refused like
+    /// one that breaks another rule.
+    pub fn service_json(&mut self, object: &Value) -> Taken {
+        match read(object, "Service", &mut self.services) {
+            Ok(Some(typed)) => self.service(&typed),
+            Ok(None) => Taken::default(),
+            Err(taken) => taken,
+        }
+    }
+
     /// A Service was deleted.
     pub fn service_gone(&mut self, namespace: &str, name: &str) -> Taken {
         self.services.remove(&Key::new(namespace, name))
@@ -111,6 +123,15 @@ impl Intake {
     /// A slice was listed, created or changed.
     pub fn endpoint_slice(&mut self, object: &discovery::EndpointSlice) -> Taken {
         self.slices.take(&object.metadata, || endpoint_slice::convert(object))
+    }
+
+    /// The same with the object as the API sent it, as with [`Intake::service_json`].
+    pub fn endpoint_slice_json(&mut self, object: &Value) -> Taken {
+        match read(object, "EndpointSlice", &mut self.slices) {
+            Ok(Some(typed)) => self.endpoint_slice(&typed),
+            Ok(None) => Taken::default(),
+            Err(taken) => taken,
+        }
     }
 
     /// A slice was deleted.
@@ -242,11 +263,7 @@ impl<T: Declared> Known<T> {
         let (namespace, name) = meta::names(metadata);
         let key = Key::new(namespace, name);
         let version = metadata.resource_version.as_deref().filter(|version| !version.is_empty());
-        if let Some(known) = self.objects.get_mut(&key)
-            && known.version.is_some()
-            && known.version.as_deref() == version
-        {
-            known.list = self.list;
+        if self.has_seen(&key, version) {
             return Taken::default();
         }
         let converted = match convert() {
@@ -273,6 +290,18 @@ impl<T: Declared> Known<T> {
             }
         }
         taken
+    }
+
+    /// Whether this very version was seen already. Then it is named by the current list, too.
+    fn has_seen(&mut self, key: &Key, version: Option<&str>) -> bool {
+        let list = self.list;
+        match self.objects.get_mut(key) {
+            Some(known) if version.is_some() && known.version.as_deref() == version => {
+                known.list = list;
+                true
+            }
+            _ => false,
+        }
     }
 
     fn remove(&mut self, key: &Key) -> Taken {
@@ -306,6 +335,33 @@ impl<T: Declared> Object<T> {
     fn removal(self) -> Option<Change> {
         self.declared.map(|object| T::removal(object.name().clone()))
     }
+}
+
+/// Reads an object as its type of the API. `None` when this version of it was seen already; what was taken
+/// when it is refused.
+fn read<K: DeserializeOwned, T: Declared>(
+    object: &Value,
+    kind: &str,
+    known: &mut Known<T>,
+) -> Result<Option<K>, Taken> {
+    let text = |field: &str| object.get("metadata")?.get(field)?.as_str().map(ToOwned::to_owned);
+    let metadata = ObjectMeta {
+        namespace: text("namespace"),
+        name: text("name"),
+        resource_version: text("resourceVersion"),
+        ..ObjectMeta::default()
+    };
+    let (namespace, name) = meta::names(&metadata);
+    if known.has_seen(&Key::new(namespace, name), metadata.resource_version.as_deref()) {
+        return Ok(None);
+    }
+    serde_path_to_error::deserialize(object).map(Some).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { "" } else { &path };
+        let rule = manifests::type_rule(&error.into_inner().to_string());
+        let problem = InvalidObject::new(meta::title(kind, namespace, name), field, "", rule);
+        known.take(&metadata, || Err(problem.into()))
+    })
 }
 
 /// Replaces what is known, and returns what is new about it.
