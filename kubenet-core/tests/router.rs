@@ -1,6 +1,9 @@
 //! The router against the in-memory datapath, and against one that fails where told.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+#[path = "router/events.rs"]
+mod events;
+
 use std::{
     sync::{
         Arc,

@@ -50,28 +50,40 @@ pub enum DatapathEvent {
 /// Hands events to any number of subscribers; for implementors of datapaths.
 ///
 /// Each subscriber has room for 1,024 events and loses the oldest when it does not keep up.
-#[derive(Clone, Debug, Default)]
-pub struct EventHub(Arc<Mutex<Subscribers>>);
+#[derive(Debug)]
+pub struct EventHub<E = DatapathEvent>(Arc<Mutex<Subscribers<E>>>);
 
-#[derive(Debug, Default)]
-struct Subscribers {
-    mailboxes: Vec<Arc<Mutex<Mailbox>>>,
+#[derive(Debug)]
+struct Subscribers<E> {
+    mailboxes: Vec<Arc<Mutex<Mailbox<E>>>>,
     ended: bool,
 }
 
 const ROOM: usize = 1024;
 
-#[derive(Debug, Default)]
-struct Mailbox {
-    events: VecDeque<DatapathEvent>,
+#[derive(Debug)]
+struct Mailbox<E> {
+    events: VecDeque<E>,
     waker: Option<Waker>,
     sender_gone: bool,
     reader_gone: bool,
 }
 
-impl EventHub {
+impl<E> Default for EventHub<E> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Subscribers { mailboxes: Vec::new(), ended: false })))
+    }
+}
+
+impl<E> Clone for EventHub<E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<E: Clone + Send + 'static> EventHub<E> {
     /// Hands an event to all who listen now. Never blocks on a reader.
-    pub fn emit(&self, event: &DatapathEvent) {
+    pub fn emit(&self, event: &E) {
         self.0.lock().mailboxes.retain(|mailbox| {
             let mut mailbox = mailbox.lock();
             if mailbox.reader_gone {
@@ -89,10 +101,14 @@ impl EventHub {
     }
 
     /// Everything emitted from now on. The stream ends after [`EventHub::end`].
-    pub fn subscribe(&self) -> BoxStream<'static, DatapathEvent> {
+    pub fn subscribe(&self) -> BoxStream<'static, E> {
         let mut subscribers = self.0.lock();
-        let mailbox = Mailbox { sender_gone: subscribers.ended, ..Mailbox::default() };
-        let mailbox = Arc::new(Mutex::new(mailbox));
+        let mailbox = Arc::new(Mutex::new(Mailbox {
+            events: VecDeque::new(),
+            waker: None,
+            sender_gone: subscribers.ended,
+            reader_gone: false,
+        }));
         subscribers.mailboxes.retain(|mailbox| !mailbox.lock().reader_gone);
         subscribers.mailboxes.push(Arc::clone(&mailbox));
         Reader(mailbox).boxed()
@@ -112,12 +128,12 @@ impl EventHub {
     }
 }
 
-struct Reader(Arc<Mutex<Mailbox>>);
+struct Reader<E>(Arc<Mutex<Mailbox<E>>>);
 
-impl Stream for Reader {
-    type Item = DatapathEvent;
+impl<E> Stream for Reader<E> {
+    type Item = E;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<DatapathEvent>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<E>> {
         let mut mailbox = self.0.lock();
         match mailbox.events.pop_front() {
             Some(event) => Poll::Ready(Some(event)),
@@ -130,7 +146,7 @@ impl Stream for Reader {
     }
 }
 
-impl Drop for Reader {
+impl<E> Drop for Reader<E> {
     fn drop(&mut self) {
         self.0.lock().reader_gone = true;
     }

@@ -46,10 +46,14 @@
 //! assert!(error.to_string().starts_with("bad.yaml: document 1: Service default/Web: metadata.name: "));
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! [`Intake`] does it for what lists and watches deliver, and keeps the last good state of an object that is
+//! refused.
 
 mod address;
 mod conversion;
 mod endpoint_slice;
+mod intake;
 mod manifests;
 mod meta;
 mod node;
@@ -58,4 +62,5 @@ mod service;
 
 pub use address::{InvalidAddress, InvalidCidr, parse_address, parse_cidr};
 pub use conversion::{Conversion, Converter, NotOurs, Notice};
+pub use intake::{Intake, Taken};
 pub use manifests::{ManifestError, ManifestProblem, Manifests, Origin, Skipped};

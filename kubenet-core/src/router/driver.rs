@@ -12,10 +12,12 @@ use futures::{channel::oneshot, executor::block_on};
 use parking_lot::Mutex;
 use tracing::{debug, info, warn};
 
-use super::{RouterError, RouterOptions, RouterStatus, SwapReport, retirement::Retirement};
+use super::{
+    RouterError, RouterEvent, RouterOptions, RouterStatus, SwapReport, news::News, retirement::Retirement,
+};
 use crate::{
     cluster::{Change, Cluster},
-    datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind, FailedRoute},
+    datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind, EventHub},
     model::NodeInfo,
     route::{Frontend, Revision, RouteDelta},
 };
@@ -23,7 +25,7 @@ use crate::{
 type Answer<T> = oneshot::Sender<Result<T, RouterError>>;
 
 pub(super) enum Command {
-    Changes(Vec<Change>),
+    Changes { changes: Vec<Change>, submitted: Instant },
     Synced,
     Flush(Answer<RouterStatus>),
     Audit(Answer<Option<String>>),
@@ -46,6 +48,7 @@ pub(super) struct Driver {
     retry_routes: Backoff,
     next_audit: Instant,
     retirement: Retirement,
+    news: News,
     status: Arc<Mutex<RouterStatus>>,
 }
 
@@ -94,6 +97,7 @@ impl Driver {
             retry_routes: Backoff::new(&options),
             next_audit: after(Instant::now(), options.audit_interval),
             retirement: Retirement::default(),
+            news: News::default(),
             status: Arc::new(Mutex::new(status)),
             options,
         }
@@ -101,6 +105,10 @@ impl Driver {
 
     pub(super) fn status(&self) -> Arc<Mutex<RouterStatus>> {
         Arc::clone(&self.status)
+    }
+
+    pub(super) fn events(&self) -> EventHub<RouterEvent> {
+        self.news.hub()
     }
 
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Command>) {
@@ -128,7 +136,7 @@ impl Driver {
 
     fn handle(&mut self, command: Command) -> ControlFlow<()> {
         match command {
-            Command::Changes(changes) => self.declare(changes),
+            Command::Changes { changes, submitted } => self.declare(changes, submitted),
             Command::Synced => {
                 self.synced = true;
                 self.status.lock().synced = true;
@@ -158,14 +166,17 @@ impl Driver {
                     let _ = answer.send(Err(refusal.into()));
                     return ControlFlow::Continue(());
                 }
-                let _ = answer.send(self.close(how));
+                let closed = self.close(how);
+                self.news.emit(&RouterEvent::Closed);
+                let _ = answer.send(closed);
                 return ControlFlow::Break(());
             }
         }
         ControlFlow::Continue(())
     }
 
-    fn declare(&mut self, changes: Vec<Change>) {
+    fn declare(&mut self, changes: Vec<Change>, submitted: Instant) {
+        self.news.submitted(changes.len(), submitted);
         for change in changes {
             self.synced |= matches!(change, Change::Snapshot { .. });
             self.cluster.change(change);
@@ -184,8 +195,9 @@ impl Driver {
 
     /// When an update is due: at once after quiet, later within a burst or after a failure.
     fn update_due(&self) -> Option<Instant> {
-        let wanted = self.synced && (self.cluster.is_dirty() || !matches!(self.pending, Pending::Nothing));
-        wanted.then(|| self.retry.at.map_or(self.not_before, |at| at.max(self.not_before)))
+        let behind =
+            self.cluster.is_dirty() || self.news.is_due() || !matches!(self.pending, Pending::Nothing);
+        (self.synced && behind).then(|| self.retry.at.map_or(self.not_before, |at| at.max(self.not_before)))
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -213,10 +225,13 @@ impl Driver {
         if let Some(delta) = self.cluster.take_delta() {
             self.add(delta);
         }
+        let conflicts = self.cluster.conflicts();
         let mut status = self.status.lock();
         status.revision = self.cluster.table().revision();
         status.routes = self.cluster.table().len();
-        status.conflicts = self.cluster.conflicts();
+        let before = mem::replace(&mut status.conflicts, conflicts.clone());
+        drop(status);
+        self.news.conflicts(&before, &conflicts);
     }
 
     fn add(&mut self, delta: RouteDelta) {
@@ -240,10 +255,12 @@ impl Driver {
 
     /// Resolves what changed and brings the kernel there.
     fn update(&mut self) -> Result<(), DatapathError> {
+        let began = Instant::now();
         self.resolve();
         let result = match &self.pending {
             Pending::Nothing => {
                 self.status.lock().pending_since = None;
+                self.news.nothing_to_apply(self.cluster.table().revision(), began);
                 return Ok(());
             }
             Pending::Everything => self.replace(),
@@ -259,7 +276,7 @@ impl Driver {
         self.not_before = after(Instant::now(), self.options.min_interval);
         match result {
             Ok(report) => {
-                self.applied(&report);
+                self.applied(&report, began);
                 Ok(())
             }
             Err(error) => {
@@ -273,7 +290,7 @@ impl Driver {
         block_on(self.datapath.replace(Arc::clone(self.cluster.table())))
     }
 
-    fn applied(&mut self, report: &ApplyReport) {
+    fn applied(&mut self, report: &ApplyReport, began: Instant) {
         debug!(revision = %report.revision, took = ?report.took, "applied");
         let touched = match mem::replace(&mut self.pending, Pending::Nothing) {
             Pending::Delta(delta) => Some(delta.touched()),
@@ -285,16 +302,17 @@ impl Driver {
         status.pending_since = None;
         status.last_error = None;
         // A delta says nothing about routes that failed before and that it does not touch.
-        match touched {
-            Some(touched) => status.failed.retain(|failed| !touched.contains(&failed.frontend)),
-            None => status.failed.clear(),
-        }
+        let settled = match &touched {
+            Some(touched) => {
+                status.failed.extract_if(.., |failed| touched.contains(&failed.frontend)).collect()
+            }
+            None => mem::take(&mut status.failed),
+        };
         status.failed.extend(report.failed.iter().cloned());
         let transient = status.failed.iter().any(|failed| failed.error.kind().is_transient());
         drop(status);
-        for FailedRoute { frontend, service_port, error } in &report.failed {
-            warn!(%frontend, service = %service_port, %error, "route not served");
-        }
+        self.news.applied(report, touched.is_none(), began);
+        self.news.routes(settled, &report.failed);
         self.retry.reset(&self.options);
         if !transient {
             self.retry_routes.reset(&self.options);
@@ -309,6 +327,7 @@ impl Driver {
             self.pending = Pending::Everything;
         }
         self.retry.later(&self.options);
+        self.news.emit(&RouterEvent::Failed { error: error.clone() });
         let mut status = self.status.lock();
         status.last_error = Some(error.clone());
         status.pending_since.get_or_insert_with(Instant::now);
@@ -321,6 +340,7 @@ impl Driver {
         let drift = match block_on(self.datapath.drift(self.cluster.table())) {
             Ok(drift) => drift,
             Err(error) => {
+                self.news.emit(&RouterEvent::Failed { error: error.clone() });
                 self.status.lock().last_error = Some(error.clone());
                 return Err(error);
             }
@@ -332,6 +352,7 @@ impl Driver {
         self.status.lock().last_drift.clone_from(&found);
         if let Some(found) = &found {
             warn!(found, "the kernel differs from what was programmed; repairing");
+            self.news.emit(&RouterEvent::Drift { detail: found.clone() });
             self.pending = Pending::Everything;
             self.update()?;
         }
@@ -351,7 +372,7 @@ impl Driver {
         }
         let old = mem::replace(&mut self.datapath, next);
         self.pending = Pending::Everything;
-        self.applied(&report);
+        self.applied(&report, started);
         self.not_before = after(Instant::now(), self.options.min_interval);
         self.status.lock().datapath = self.datapath.name();
         // The same datapath may come back before it was gone, or have never left.
@@ -365,6 +386,7 @@ impl Driver {
         self.status.lock().retiring = self.retirement.list();
         let took = started.elapsed();
         info!(from, to, ?took, "swapped");
+        self.news.emit(&RouterEvent::Swapped { from, to, took, draining_flows });
         Ok(SwapReport { from, to, took, failed: report.failed, draining_flows })
     }
 

@@ -1,23 +1,31 @@
 //! [`ServiceRouter`]: takes declared changes and keeps a [`Datapath`] equal to what they mean.
 
 mod driver;
+mod event;
+mod news;
 mod options;
 mod retirement;
 mod status;
 
-use std::{io, sync::Arc, sync::mpsc, thread, time::Duration};
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
 
-use futures::{Stream, StreamExt, channel::oneshot};
+use futures::{Stream, StreamExt, channel::oneshot, stream::BoxStream};
 use parking_lot::Mutex;
 
 use self::driver::{Command, Driver};
 pub use self::{
+    event::RouterEvent,
     options::RouterOptions,
     status::{Retiring, RouterStatus, SwapReport},
 };
 use crate::{
     cluster::Change,
-    datapath::{Close, Datapath, DatapathError, FailedRoute},
+    datapath::{Close, Datapath, DatapathError, EventHub, FailedRoute},
     model::NodeInfo,
 };
 
@@ -65,6 +73,7 @@ use crate::{
 pub struct ServiceRouter {
     commands: mpsc::Sender<Command>,
     status: Arc<Mutex<RouterStatus>>,
+    events: EventHub<RouterEvent>,
 }
 
 /// Why a [`ServiceRouter`] could not do what it was asked.
@@ -146,12 +155,12 @@ impl ServiceRouter {
         options.check()?;
         let (commands, inbox) = mpsc::channel();
         let driver = Driver::new(node, datapath, options);
-        let status = driver.status();
+        let (status, events) = (driver.status(), driver.events());
         thread::Builder::new()
             .name("kubenet-router".into())
             .spawn(move || driver.run(&inbox))
             .map_err(|error| RouterError::Thread(Arc::new(error)))?;
-        Ok(Self { commands, status })
+        Ok(Self { commands, status, events })
     }
 
     fn send(&self, command: Command) -> Result<(), RouterError> {
@@ -169,7 +178,7 @@ impl ServiceRouter {
     /// # Errors
     /// [`RouterError::Closed`].
     pub fn submit(&self, change: impl Into<Change>) -> Result<(), RouterError> {
-        self.send(Command::Changes(vec![change.into()]))
+        self.submit_all([change.into()])
     }
 
     /// Declares several changes that belong together: they are resolved in one step.
@@ -177,7 +186,8 @@ impl ServiceRouter {
     /// # Errors
     /// [`RouterError::Closed`].
     pub fn submit_all(&self, changes: impl IntoIterator<Item = Change>) -> Result<(), RouterError> {
-        self.send(Command::Changes(changes.into_iter().collect()))
+        let changes = changes.into_iter().collect();
+        self.send(Command::Changes { changes, submitted: Instant::now() })
     }
 
     /// Declares that all Services and slices that exist have been submitted: from now on the kernel is
@@ -241,6 +251,12 @@ impl ServiceRouter {
     /// How things stand now.
     pub fn status(&self) -> RouterStatus {
         self.status.lock().clone()
+    }
+
+    /// What happens from now on. The stream ends when the router is closed or dropped. A reader that is too
+    /// slow loses the oldest of 1,024 events; [`ServiceRouter::status`] has the current state.
+    pub fn events(&self) -> BoxStream<'static, RouterEvent> {
+        self.events.subscribe()
     }
 
     /// Stops, and closes the datapath and those that are retiring. With [`Close::Keep`], a retiring one that

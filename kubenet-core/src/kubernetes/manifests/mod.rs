@@ -13,6 +13,7 @@ use std::{
 
 pub use error::{ManifestError, ManifestProblem, Origin};
 use object::Reader;
+pub(super) use object::type_rule;
 
 use super::{Converter, Notice};
 use crate::{

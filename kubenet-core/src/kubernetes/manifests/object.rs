@@ -297,7 +297,7 @@ fn describe(value: &Value) -> &'static str {
 }
 
 /// Says serde's message in the words of the other rules.
-fn type_rule(message: &str) -> String {
+pub(in crate::kubernetes) fn type_rule(message: &str) -> String {
     let Some((found, wanted)) =
         message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
     else {
