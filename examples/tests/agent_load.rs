@@ -32,8 +32,6 @@ use self::support::{
 };
 
 const SERVICES: usize = 5_000;
-/// Changes per second.
-const RATE: u32 = 1_000;
 
 /// A memory datapath that remembers what each update changed.
 #[derive(Debug, Default)]
@@ -109,13 +107,13 @@ fn address(i: usize) -> String {
     format!("10.{}.{}.{}", 97 + i / 62_500, i / 250 % 250, i % 250 + 1)
 }
 
-/// Sends the changes at the rate, waits until all are applied, and says how long each took.
-async fn phase(what: &str, applied: &Applied, change: impl Fn(usize)) {
+/// Sends so many changes, so many per second, waits until all are applied, and says how long each took.
+async fn phase(what: &str, applied: &Applied, count: usize, rate: u32, change: impl Fn(usize)) {
     applied.lock().clear();
-    let mut sent = Vec::with_capacity(SERVICES);
+    let mut sent = Vec::with_capacity(count);
     let began = Instant::now();
-    for i in 0..SERVICES {
-        let due = began + Duration::from_secs(1) / RATE * u32::try_from(i).unwrap();
+    for i in 0..count {
+        let due = began + Duration::from_secs(1) / rate * u32::try_from(i).unwrap();
         if let Some(wait) = due.checked_duration_since(Instant::now()).filter(|wait| wait.as_millis() > 0) {
             tokio::time::sleep(wait).await;
         }
@@ -123,17 +121,17 @@ async fn phase(what: &str, applied: &Applied, change: impl Fn(usize)) {
         change(i);
     }
     let deadline = Instant::now() + Duration::from_secs(60);
-    while applied.lock().len() < SERVICES {
-        assert!(Instant::now() < deadline, "{what}: only {} of {SERVICES} arrived", applied.lock().len());
+    while applied.lock().len() < count {
+        assert!(Instant::now() < deadline, "{what}: only {} of {count} arrived", applied.lock().len());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let applied = applied.lock();
     let last = |i: usize| *applied[&address(i)].last().unwrap();
-    let mut took: Vec<Duration> = (0..SERVICES).map(|i| last(i).saturating_duration_since(sent[i])).collect();
+    let mut took: Vec<Duration> = (0..count).map(|i| last(i).saturating_duration_since(sent[i])).collect();
     took.sort();
     let at = |quantile: f64| took[((took.len() - 1) as f64 * quantile) as usize];
     println!(
-        "{what}: {SERVICES} Services at {RATE}/s; event to applied: p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
+        "{what}: {count} Services at {rate}/s; event to applied: p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
         at(0.5).as_secs_f64() * 1e3,
         at(0.99).as_secs_f64() * 1e3,
         at(1.0).as_secs_f64() * 1e3,
@@ -151,10 +149,17 @@ async fn five_thousand_services_are_created_changed_and_deleted() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let name = |i: usize| format!("s{i}");
-    phase("created", &applied, |i| api.put(Kind::Service, service(&name(i), &address(i)))).await;
-    phase("changed", &applied, |i| api.put(Kind::Slice, slice(&name(i), &["10.244.1.2"]))).await;
+    phase("created", &applied, SERVICES, 1000, |i| api.put(Kind::Service, service(&name(i), &address(i))))
+        .await;
+    phase("changed", &applied, SERVICES, 1000, |i| api.put(Kind::Slice, slice(&name(i), &["10.244.1.2"])))
+        .await;
     assert_eq!(agent.router().status().routes, SERVICES);
-    phase("deleted", &applied, |i| api.delete(Kind::Service, "demo", &name(i))).await;
+    // Slower than the agent's interval between updates, so that each is the first after quiet.
+    phase("changed one by one", &applied, 60, 15, |i| {
+        api.put(Kind::Slice, slice(&name(i), &["10.244.1.3"]));
+    })
+    .await;
+    phase("deleted", &applied, SERVICES, 1000, |i| api.delete(Kind::Service, "demo", &name(i))).await;
     assert_eq!(agent.router().status().routes, 0);
 }
 
