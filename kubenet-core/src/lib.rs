@@ -61,6 +61,7 @@ pub mod datapath;
 pub mod health;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+pub mod maglev;
 pub mod model;
 pub mod resolve;
 pub mod route;
