@@ -147,6 +147,12 @@ impl HealthBoard {
         *version
     }
 
+    /// Wakes all that wait for ports, when something else changed that they look at.
+    #[cfg(feature = "health-server")]
+    pub(super) fn wake_waiting(&self) {
+        self.note_ports(true);
+    }
+
     fn note_ports(&self, changed: bool) {
         if changed {
             *self.ports_version.lock() += 1;

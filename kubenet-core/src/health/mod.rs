@@ -8,7 +8,8 @@
 //! | [H3] [`ServiceHealth::local_endpoints`] | Distinct addresses over all ports; only endpoints that are ready count |
 //!
 //! Bodies and headers are those of kube-proxy 1.36. Answers are values ([`Answer`]), and the time is a parameter
-//! ([`Moment`]): nothing here does I/O.
+//! ([`Moment`]): nothing here does I/O. The feature `health-server` adds `HealthServer`, which serves them over
+//! HTTP.
 //!
 //! ```
 //! use std::time::Duration;
@@ -40,10 +41,14 @@ mod answer;
 mod board;
 mod node;
 mod proxy;
+#[cfg(feature = "health-server")]
+mod server;
 mod service;
 
 pub use answer::Answer;
 pub use board::HealthBoard;
 pub use node::{NodeEligibility, TO_BE_DELETED_TAINT};
 pub use proxy::{DEFAULT_SYNC_PERIOD, Moment, ProxyHealth};
+#[cfg(feature = "health-server")]
+pub use server::{DEFAULT_HEALTHZ_PORT, HealthServer, HealthServerBuilder, PortProblem};
 pub use service::ServiceHealth;
