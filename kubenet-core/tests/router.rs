@@ -332,6 +332,16 @@ fn k3_an_audit_finds_and_repairs_what_somebody_changed() {
 }
 
 #[test]
+fn the_routes_can_be_looked_at() {
+    let (router, _subject) = serving();
+    let names = block_on(
+        router
+            .inspect(|table| table.routes().map(|route| route.service_port.to_string()).collect::<Vec<_>>()),
+    );
+    assert_eq!(names.unwrap(), ["demo/a"]);
+}
+
+#[test]
 fn a_swap_programs_the_new_datapath_then_drains_and_removes_the_old_one() {
     let (router, old) = serving();
     old.memory.connect(&connection());

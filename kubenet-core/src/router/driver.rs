@@ -19,16 +19,19 @@ use crate::{
     cluster::{Change, Cluster},
     datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind, EventHub},
     model::NodeInfo,
-    route::{Frontend, Revision, RouteDelta},
+    route::{Frontend, Revision, RouteDelta, RouteTable},
 };
 
 type Answer<T> = oneshot::Sender<Result<T, RouterError>>;
+
+type Look = Box<dyn FnOnce(&RouteTable) + Send>;
 
 pub(super) enum Command {
     Changes { changes: Vec<Change>, submitted: Instant },
     Synced,
     Flush(Answer<RouterStatus>),
     Audit(Answer<Option<String>>),
+    Inspect(Look),
     Swap { next: Arc<dyn Datapath>, drain_for: Duration, answer: Answer<SwapReport> },
     Close { how: Close, answer: Answer<()> },
 }
@@ -152,6 +155,7 @@ impl Driver {
                 let result = self.require_synced().and_then(|()| Ok(self.audit()?));
                 let _ = answer.send(result);
             }
+            Command::Inspect(look) => look(self.cluster.table()),
             Command::Swap { next, drain_for, answer } => {
                 let _ = answer.send(self.swap(next, drain_for));
             }

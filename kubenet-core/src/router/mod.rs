@@ -27,6 +27,7 @@ use crate::{
     cluster::Change,
     datapath::{Close, Datapath, DatapathError, EventHub, FailedRoute},
     model::NodeInfo,
+    route::RouteTable,
 };
 
 /// Takes Services, EndpointSlices and facts about the node, and makes the kernel route them through the
@@ -228,6 +229,17 @@ impl ServiceRouter {
     /// That of reading or repairing. [`RouterError::NotSynced`].
     pub async fn audit(&self) -> Result<Option<String>, RouterError> {
         self.ask(Command::Audit).await?
+    }
+
+    /// Looks at all routes, as resolved last. The router does nothing else meanwhile, so be quick.
+    ///
+    /// # Errors
+    /// [`RouterError::Closed`].
+    pub async fn inspect<R: Send + 'static>(
+        &self,
+        look: impl FnOnce(&RouteTable) -> R + Send + 'static,
+    ) -> Result<R, RouterError> {
+        self.ask(|answer| Command::Inspect(Box::new(|table| drop(answer.send(look(table)))))).await
     }
 
     /// Moves to another datapath while traffic flows: `next` is programmed first, then the current one takes
