@@ -1,7 +1,8 @@
-//! Example programs that embed kubenet: see `src/bin`.
+//! Example programs that embed kubenet: see `src/bin`. Here is what they share.
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod node;
 
 /// The README's embedding example, compiled as it stands there.
 #[cfg(doctest)]

@@ -21,6 +21,7 @@
 //! | [`route`] | Frontends, backends, tables, deltas |
 //! | [`datapath`] | The trait that the kernel mechanisms implement |
 //! | [`router`] | [`ServiceRouter`](router::ServiceRouter): from changes to the kernel, with retries and audits |
+//! | [`health`] | Answers to the health checks of load balancers and of the proxy itself; served with feature `health-server` |
 //! | [`worker`] | A thread for blocking work, for authors of datapaths |
 //!
 //! No async runtime is needed: everything works under tokio, smol or a plain `block_on`.
@@ -61,6 +62,7 @@ pub mod datapath;
 pub mod health;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+pub mod maglev;
 pub mod model;
 pub mod resolve;
 pub mod route;

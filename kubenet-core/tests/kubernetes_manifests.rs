@@ -374,3 +374,57 @@ fn the_examples_of_this_repository_are_valid() {
     assert_eq!(manifests.notices, []);
     assert_eq!(manifests.skipped, []);
 }
+
+#[test]
+fn one_bad_object_does_not_hide_the_others_and_of_two_of_one_name_the_first_counts() {
+    let text = "
+apiVersion: v1
+kind: Service
+metadata: { name: good, namespace: demo }
+spec: { clusterIP: 10.96.0.1, ports: [{ port: 80 }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: bad, namespace: demo }
+spec: { clusterIP: 10.96.0.2, ports: [{ port: 0 }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: good, namespace: demo }
+spec: { clusterIP: 10.96.0.3, ports: [{ port: 80 }] }
+";
+    let error = Manifests::parse("web.yaml", text).unwrap_err();
+    let objects: Vec<_> = error.problems().iter().map(|problem| problem.object.clone()).collect();
+    assert_eq!(objects, ["Service demo/bad", "Service demo/good"]);
+    let usable = error.into_usable();
+    assert_eq!(usable.services.len(), 1);
+    assert_eq!(usable.services[0].cluster_ips()[0].to_string(), "10.96.0.1");
+}
+
+#[test]
+fn nodes_are_read_and_have_no_namespace() {
+    let text = "
+apiVersion: v1
+kind: NodeList
+items:
+- metadata: { name: node-a, labels: { topology.kubernetes.io/zone: a } }
+  status: { addresses: [{ type: InternalIP, address: 10.0.0.1 }] }
+- metadata: { name: node-b }
+  status: { addresses: [{ type: InternalIP, address: x }] }
+- metadata: { name: node-a }
+";
+    let error = Manifests::parse("nodes.yaml", text).unwrap_err();
+    let problems: Vec<_> = error.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "nodes.yaml: document 1: items[1]: Node node-b: status.addresses[0].address: \"x\": must be an IPv4 or IPv6 \
+             address",
+            "nodes.yaml: document 1: items[2]: Node node-a: must not be defined twice: it is in nodes.yaml: document 1: \
+             items[0] already",
+        ]
+    );
+    let usable = error.into_usable();
+    assert_eq!(usable.nodes.len(), 1);
+    assert_eq!(usable.nodes[0].zone(), Some("a"));
+}

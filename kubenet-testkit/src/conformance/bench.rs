@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use kubenet_core::{
 };
 
 use super::{
-    fixture::{Svc, place, table},
+    fixture::{NodeOptions, Svc, place, table},
     world::{Got, Live, World},
 };
 
@@ -69,6 +70,7 @@ pub(super) struct Bench<'w> {
     slot: &'w mut Option<Arc<dyn Datapath>>,
     number: u16,
     table: Arc<RouteTable>,
+    options: NodeOptions,
 }
 
 impl<'w> Bench<'w> {
@@ -79,7 +81,7 @@ impl<'w> Bench<'w> {
         family: IpFamily,
         first: u16,
     ) -> Self {
-        Self { world, family, slot, number: first, table: Arc::default() }
+        Self { world, family, slot, number: first, table: Arc::default(), options: |node| node }
     }
 
     /// The datapath under test, started when the last one was closed.
@@ -109,8 +111,13 @@ impl<'w> Bench<'w> {
         Arc::clone(&self.table)
     }
 
+    /// Changes the node, from the next table on.
+    pub(super) fn set_node(&mut self, options: NodeOptions) {
+        self.options = options;
+    }
+
     fn resolve(&self, services: &[Svc]) -> Step<Arc<RouteTable>> {
-        Ok(Arc::new(table(self.world, self.table.revision().next(), services)?))
+        Ok(Arc::new(table(self.world, self.table.revision().next(), services, self.options)?))
     }
 
     /// Replaces the whole table by these Services.
@@ -148,6 +155,11 @@ impl<'w> Bench<'w> {
 
     pub(super) fn revision(&self) -> Revision {
         self.table.revision()
+    }
+
+    /// One question to any address.
+    pub(super) fn ask_at(&self, from: &str, to: SocketAddr, protocol: Protocol) -> Got {
+        self.world.ask(&place(from), to, protocol, ANSWER)
     }
 
     pub(super) fn ask_within(&self, (from, svc, kind, protocol): Way<'_>, timeout: Duration) -> Got {

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, num::NonZeroU16};
 
 use kubenet_core::{
+    datapath::Feature,
     model::{
-        Conditions, Endpoint, EndpointPort, EndpointSlice, InvalidObject, IpFamily, NodeInfo, Protocol,
-        Service, ServicePort, ServiceType, TrafficPolicy,
+        Affinity, Algorithm, Conditions, Endpoint, EndpointPort, EndpointSlice, InvalidObject, IpFamily,
+        NodeInfo, NodeInfoBuilder, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
     },
     resolve::resolve,
     route::{Frontend, FrontendKind, Revision, RouteTable},
@@ -58,12 +59,20 @@ pub(super) fn node_of(place: &Place) -> Option<Node> {
     }
 }
 
-/// A Service of both families with a node port, on TCP and UDP.
+/// A Service of both families with cluster IPs and a node port, on TCP and UDP.
 #[derive(Clone, Debug)]
 pub(super) struct Svc {
     number: u16,
     pub(super) port: u16,
     endpoints: Vec<(Place, Conditions)>,
+    /// By place in `endpoints`; 1 where nothing is said.
+    weights: Vec<u16>,
+    /// Whether it has external IPs and load-balancer addresses, too.
+    exposed: bool,
+    /// Clients from these places may use the load balancer's addresses; empty: all.
+    sources: Vec<Place>,
+    affinity: Option<Affinity>,
+    algorithm: Algorithm,
     internal: TrafficPolicy,
     external: TrafficPolicy,
     protocols: Vec<Protocol>,
@@ -75,6 +84,11 @@ impl Svc {
             number,
             port: 80,
             endpoints: Vec::new(),
+            weights: Vec::new(),
+            exposed: false,
+            sources: Vec::new(),
+            affinity: None,
+            algorithm: Algorithm::Random,
             internal: TrafficPolicy::Cluster,
             external: TrafficPolicy::Cluster,
             protocols: vec![Protocol::Tcp, Protocol::Udp],
@@ -111,8 +125,57 @@ impl Svc {
         self
     }
 
+    pub(super) fn with_weights(mut self, weights: &[u16]) -> Self {
+        self.weights = weights.to_vec();
+        self
+    }
+
+    /// The same with external IPs and load-balancer addresses.
+    pub(super) fn exposed(mut self) -> Self {
+        self.exposed = true;
+        self
+    }
+
+    /// Only clients from these places may use the load balancer's addresses.
+    pub(super) fn only_from(mut self, places: &[&str]) -> Self {
+        self.sources = places.iter().map(|name| place(name)).collect();
+        self
+    }
+
+    /// A client stays with its backend for so many seconds.
+    pub(super) fn sticky(mut self, seconds: u32) -> Self {
+        self.affinity = Affinity::new(seconds);
+        self
+    }
+
+    pub(super) fn maglev(mut self) -> Self {
+        self.algorithm = Algorithm::Maglev;
+        self
+    }
+
+    /// What a datapath needs for a frontend of this kind.
+    pub(super) fn needs(&self, kind: FrontendKind) -> impl Iterator<Item = Feature> {
+        let needed = [
+            (Feature::Weights, self.weights.iter().any(|weight| *weight != self.weights[0])),
+            (Feature::SourceRanges, kind == FrontendKind::LoadBalancer && !self.sources.is_empty()),
+            (Feature::Affinity, self.affinity.is_some()),
+            (Feature::Maglev, self.algorithm == Algorithm::Maglev),
+        ];
+        needed.into_iter().filter_map(|(feature, needed)| needed.then_some(feature))
+    }
+
     fn node_port(&self) -> NonZeroU16 {
         port(30_000 + self.number)
+    }
+
+    /// The number of its address of this kind. Cases have far less than 0x4000 Services.
+    fn address_number(&self, kind: FrontendKind) -> u16 {
+        self.number
+            + match kind {
+                FrontendKind::ExternalIp => 0x4000,
+                FrontendKind::LoadBalancer => 0x8000,
+                _ => 0,
+            }
     }
 
     /// What a client dials on this node.
@@ -122,14 +185,17 @@ impl Svc {
                 IpFamily::V4 => SocketAddr::new(HERE.v4().into(), self.node_port().get()),
                 IpFamily::V6 => SocketAddr::new(HERE.v6().into(), self.node_port().get()),
             },
-            _ => SocketAddr::new(service_address(family, self.number), self.port),
+            _ => SocketAddr::new(service_address(family, self.address_number(kind)), self.port),
         }
     }
 
     pub(super) fn frontend(&self, kind: FrontendKind, family: IpFamily, protocol: Protocol) -> Frontend {
         match kind {
             FrontendKind::NodePort => Frontend::node_port(family, self.node_port(), protocol),
-            _ => Frontend::ip(service_address(family, self.number), port(self.port), protocol),
+            _ => {
+                let address = service_address(family, self.address_number(kind));
+                Frontend::ip(address, port(self.port), protocol)
+            }
         }
     }
 
@@ -137,11 +203,24 @@ impl Svc {
         let name = format!("svc-{}", self.number);
         let invalid = |error: InvalidObject| error.to_string();
         let mut service = Service::builder("conformance", &name)
-            .service_type(ServiceType::NodePort)
+            .service_type(ServiceType::LoadBalancer)
             .internal_traffic_policy(self.internal)
-            .external_traffic_policy(self.external);
+            .external_traffic_policy(self.external)
+            .algorithm(self.algorithm);
+        if let Some(affinity) = self.affinity {
+            service = service.affinity(affinity);
+        }
         for &family in world.families() {
-            service = service.cluster_ip(service_address(family, self.number));
+            let address = |kind| service_address(family, self.address_number(kind));
+            service = service.cluster_ip(address(FrontendKind::ClusterIp));
+            if self.exposed {
+                service = service
+                    .external_ip(address(FrontendKind::ExternalIp))
+                    .load_balancer_ip(address(FrontendKind::LoadBalancer));
+            }
+            for place in &self.sources {
+                service = service.source_range(world.address(place, family)?.into());
+            }
         }
         for &protocol in &self.protocols {
             let name = protocol.as_lower_str();
@@ -155,8 +234,11 @@ impl Svc {
             for &protocol in &self.protocols {
                 slice = slice.port(EndpointPort::new(protocol.as_lower_str(), protocol, BACKEND_PORT));
             }
-            for (place, conditions) in &self.endpoints {
-                let mut endpoint = Endpoint::new(world.address(place, family)?).with_conditions(*conditions);
+            let weights = self.weights.iter().copied().chain(std::iter::repeat(1));
+            for ((place, conditions), weight) in self.endpoints.iter().zip(weights) {
+                let mut endpoint = Endpoint::new(world.address(place, family)?)
+                    .with_conditions(*conditions)
+                    .with_weight(weight);
                 if let Some(node) = node_of(place) {
                     endpoint = endpoint.on_node(node.name());
                 }
@@ -168,9 +250,19 @@ impl Svc {
     }
 }
 
+/// What a case changes about the node under test.
+pub(super) type NodeOptions = fn(NodeInfoBuilder) -> NodeInfoBuilder;
+
 /// The routes of these Services on the node under test.
-pub(super) fn table(world: &dyn World, revision: Revision, services: &[Svc]) -> Result<RouteTable, String> {
-    let node: NodeInfo = HERE.info(world.families()).map_err(|e| e.to_string())?;
+pub(super) fn table(
+    world: &dyn World,
+    revision: Revision,
+    services: &[Svc],
+    options: NodeOptions,
+) -> Result<RouteTable, String> {
+    let invalid = |error: InvalidObject| error.to_string();
+    let node: NodeInfo = HERE.info(world.families()).map_err(invalid)?;
+    let node = options(node.into_builder()).build().map_err(invalid)?;
     let objects = services.iter().map(|svc| svc.objects(world)).collect::<Result<Vec<_>, _>>()?;
     let resolved =
         resolve(&node, objects.iter().map(|(service, _)| service), objects.iter().flat_map(|(_, s)| s));

@@ -14,10 +14,10 @@ use std::{
 
 use futures::executor::block_on;
 use kubenet_core::{
-    datapath::{Capabilities, Datapath, FailedRoute},
+    datapath::{Capabilities, Datapath, FailedRoute, Feature},
     model::{IpFamily, Protocol},
     route::{
-        FrontendKind::{self, ClusterIp, NodePort},
+        FrontendKind::{self, ClusterIp, ExternalIp, LoadBalancer, NodePort},
         Revision,
     },
 };
@@ -65,7 +65,11 @@ fn cases() -> Vec<Case> {
     let mut number = 0;
     let mut case = |name, svc: fn(Svc) -> Svc, rows| {
         number += 1;
-        Case { name, svc: svc(Svc::new(number)), rows }
+        let mut svc = svc(Svc::new(number).exposed());
+        if WITH_SCTP.contains(&name) {
+            svc = svc.with_protocol(Protocol::Sctp);
+        }
+        Case { name, svc, rows }
     };
     vec![
         case("backend_here", |s| s.on(&["a1"]), &[
@@ -199,31 +203,83 @@ fn cases() -> Vec<Case> {
             (NodePort,  "outside",  Served(&["a1"], Client)),
             (NodePort,  "client-a", Served(&["b1"], Client)),
         ]),
+        case("source_ranges_admit_whom_they_hold_to_the_load_balancer_alone", |s| {
+            s.on(&["a1", "b1"]).only_from(&["outside"])
+        }, &[
+            (LoadBalancer, "outside",  Served(&["a1", "b1"], Node)),
+            (LoadBalancer, "client-a", Dropped),
+            (LoadBalancer, "node-a",   Dropped),
+            (ExternalIp,   "client-a", Served(&["a1", "b1"], Node)),
+            (NodePort,     "client-a", Served(&["a1", "b1"], Node)),
+            (ClusterIp,    "client-a", Served(&["a1", "b1"], Client)),
+        ]),
+        case("source_ranges_go_by_a_pods_own_address", |s| s.on(&["a1"]).only_from(&["client-a"]), &[
+            (LoadBalancer, "client-a", Served(&["a1"], Node)),
+            (LoadBalancer, "a1",       Dropped),
+            (LoadBalancer, "outside",  Dropped),
+        ]),
+        case("source_ranges_that_hold_the_node_admit_it", |s| s.on(&["b1"]).only_from(&["node-a"]), &[
+            (LoadBalancer, "node-a",   Served(&["b1"], Node)),
+            (LoadBalancer, "client-a", Dropped),
+        ]),
+        case("source_ranges_come_before_the_answers_of_an_empty_service", |s| s.only_from(&["outside"]), &[
+            (LoadBalancer, "outside",  Refused),
+            (LoadBalancer, "client-a", Dropped),
+        ]),
+        case("source_ranges_hold_under_policy_local", |s| s.on(&["a1", "b1"]).external_local().only_from(&["outside"]), &[
+            (LoadBalancer, "outside",  Served(&["a1"], Client)),
+            (LoadBalancer, "client-a", Dropped),
+        ]),
     ]
 }
 
 /// A case's rows of one kind of frontend, in one protocol and family.
 struct Job<'c> {
     case: &'c Case,
-    kind: FrontendKind,
-    protocol: Protocol,
-    family: IpFamily,
+    asked: Asked,
+}
+
+/// One column of the matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) kind: FrontendKind,
+    pub(super) protocol: Protocol,
+    pub(super) family: IpFamily,
+}
+
+/// SCTP is another protocol number and nothing else to a rule: some cases will do.
+const WITH_SCTP: [&str; 4] =
+    ["backend_here", "backend_elsewhere", "no_endpoints_rejects", "external_local_keeps_the_client_address"];
+
+impl Case {
+    fn protocols(&self) -> impl Iterator<Item = Protocol> + use<> {
+        let sctp = WITH_SCTP.contains(&self.name);
+        Protocol::ALL.into_iter().filter(move |protocol| sctp || *protocol != Protocol::Sctp)
+    }
+
+    /// The rows that are about frontends of this kind. What holds for the node port holds for every external
+    /// frontend; hosts of the other node have no way to the addresses of Services.
+    fn rows(&self, kind: FrontendKind) -> impl Iterator<Item = (&'static str, &'static Expect)> {
+        let own = self.rows.iter().any(|(k, ..)| *k == kind);
+        let like = if own || kind == ClusterIp { kind } else { NodePort };
+        let near = move |from: &str| kind == NodePort || node_of(&place(from)) != Some(HERE.other());
+        let rows = self.rows.iter().filter(move |(k, from, _)| *k == like && near(from));
+        rows.map(|(_, from, expect)| (*from, expect))
+    }
 }
 
 pub(super) fn run(world: &dyn World, datapath: &Arc<dyn Datapath>) -> Vec<CaseReport> {
     let cases = cases();
     let services: Vec<Svc> = cases.iter().map(|case| case.svc.clone()).collect();
-    let programmed = table(world, Revision(1), &services)
+    let programmed = table(world, Revision(1), &services, |node| node)
         .and_then(|table| block_on(datapath.replace(Arc::new(table))).map_err(|e| e.to_string()))
         .map(|report| report.failed);
     let mut jobs = Vec::new();
     for case in &cases {
-        for kind in [ClusterIp, NodePort] {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for kind in FrontendKind::ALL.into_iter().filter(|kind| case.rows(*kind).next().is_some()) {
+            for protocol in case.protocols() {
                 for family in IpFamily::ALL {
-                    if case.rows.iter().any(|(k, ..)| *k == kind) {
-                        jobs.push(Job { case, kind, protocol, family });
-                    }
+                    jobs.push(Job { case, asked: Asked { kind, protocol, family } });
                 }
             }
         }
@@ -248,8 +304,14 @@ pub(super) fn run(world: &dyn World, datapath: &Arc<dyn Datapath>) -> Vec<CaseRe
 
 impl Job<'_> {
     fn name(&self) -> String {
-        let kind = if self.kind == ClusterIp { "cluster-ip" } else { "node-port" };
-        format!("{}/{kind}/{}/{}", self.case.name, self.protocol, self.family)
+        let Asked { kind, protocol, family } = self.asked;
+        let kind = match kind {
+            ClusterIp => "cluster-ip",
+            NodePort => "node-port",
+            ExternalIp => "external-ip",
+            _ => "load-balancer",
+        };
+        format!("{}/{kind}/{protocol}/{family}", self.case.name)
     }
 
     fn run(
@@ -258,20 +320,20 @@ impl Job<'_> {
         capabilities: &Capabilities,
         programmed: &Result<Vec<FailedRoute>, String>,
     ) -> Outcome {
-        if let Some(why) = unsupported(world, capabilities, self.kind, self.protocol, self.family) {
+        let Asked { kind, protocol, family } = self.asked;
+        if let Some(why) = unsupported(world, capabilities, self.asked, self.case.svc.needs(kind)) {
             return Outcome::NotSupported(why);
         }
         let failed = match programmed {
             Ok(failed) => failed,
             Err(why) => return Outcome::Failed(format!("the table was not programmed: {why}")),
         };
-        let frontend = self.case.svc.frontend(self.kind, self.family, self.protocol);
+        let frontend = self.case.svc.frontend(kind, family, protocol);
         if let Some(failed) = failed.iter().find(|failed| failed.frontend == frontend) {
             return Outcome::Failed(format!("the route was not programmed: {}", failed.error));
         }
-        let wrong: Vec<String> = (self.case.rows.iter())
-            .filter(|(kind, ..)| *kind == self.kind)
-            .filter_map(|(_, from, expect)| {
+        let wrong: Vec<String> = (self.case.rows(kind))
+            .filter_map(|(from, expect)| {
                 let why = self.row(world, capabilities, &place(from), expect).err()?;
                 Some(format!("from {from}: {why}"))
             })
@@ -286,12 +348,13 @@ impl Job<'_> {
         from: &Place,
         expect: &Expect,
     ) -> Result<(), String> {
-        let to = self.case.svc.dial(self.kind, self.family);
+        let Asked { kind, protocol, family } = self.asked;
+        let to = self.case.svc.dial(kind, family);
         let (backends, sees) = match expect {
             Served(backends, sees) => (*backends, *sees),
-            Refused => return wanted(&Got::Refused, world.ask(from, to, self.protocol, ANSWER), to),
+            Refused => return wanted(&Got::Refused, world.ask(from, to, protocol, ANSWER), to),
             Dropped => {
-                let got = world.ask(from, to, self.protocol, DROPPED);
+                let got = world.ask(from, to, protocol, DROPPED);
                 // A datapath at the node's own sockets cannot be silent: it must fail the call.
                 let told = *from == HERE.into() && got == Got::Unreachable;
                 return if told { Ok(()) } else { wanted(&Got::Silence, got, to) };
@@ -303,7 +366,7 @@ impl Job<'_> {
             if missing.is_empty() && question > 1 {
                 break;
             }
-            let (backend, peer) = match world.ask(from, to, self.protocol, ANSWER) {
+            let (backend, peer) = match world.ask(from, to, protocol, ANSWER) {
                 Got::Answer { backend, peer } => (backend, peer),
                 other => return Err(format!("{to}: expected an answer of {backends:?}, got {other}")),
             };
@@ -332,8 +395,8 @@ impl Job<'_> {
         backend: &Place,
         sees: Sees,
     ) -> Result<Vec<IpAddr>, String> {
-        let client = world.address(from, self.family)?;
-        let node = world.address(&HERE.into(), self.family)?;
+        let client = world.address(from, self.asked.family)?;
+        let node = world.address(&HERE.into(), self.asked.family)?;
         let spared = capabilities.local_backends_see_client && node_of(backend) == Some(HERE);
         Ok(if from == backend {
             vec![node]
@@ -352,11 +415,12 @@ impl Job<'_> {
 pub(super) fn unsupported(
     world: &dyn World,
     capabilities: &Capabilities,
-    kind: FrontendKind,
-    protocol: Protocol,
-    family: IpFamily,
+    Asked { kind, protocol, family }: Asked,
+    mut features: impl Iterator<Item = Feature>,
 ) -> Option<String> {
-    if !world.families().contains(&family) {
+    if !world.protocols().contains(&protocol) {
+        Some(format!("the clients and servers here have no {protocol}"))
+    } else if !world.families().contains(&family) {
         Some(format!("this machine has no {family}"))
     } else if !capabilities.families.contains(&family) {
         Some(format!("{family} is not in its capabilities"))
@@ -365,7 +429,8 @@ pub(super) fn unsupported(
     } else if !capabilities.frontends.contains(&kind) {
         Some(format!("{kind:?} is not in its capabilities"))
     } else {
-        None
+        let missing = features.find(|feature| !capabilities.has(*feature))?;
+        Some(format!("not in its capabilities: {missing}"))
     }
 }
 

@@ -54,6 +54,10 @@ impl World for Real<'_> {
         self.lab.families()
     }
 
+    fn protocols(&self) -> &[Protocol] {
+        &[Protocol::Tcp, Protocol::Udp]
+    }
+
     fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
         self.subject.start(&self.lab)
     }
@@ -81,6 +85,10 @@ impl World for Real<'_> {
             _ => self.lab.connect(from, to, timeout).map(|connection| Box::new(connection) as _),
         };
         opened.map_err(|error| got(Err(error)))
+    }
+
+    fn wait(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 
     fn leftovers(&self) -> Vec<String> {

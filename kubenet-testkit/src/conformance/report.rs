@@ -1,4 +1,4 @@
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct CaseReport {
     pub took: Duration,
 }
 
-/// How a datapath did. Displays as a table.
+/// How a datapath did. Displays as a table; cases that are not supported are counted by their reason.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Report {
@@ -70,14 +70,21 @@ impl fmt::Display for Report {
         let how = if self.simulated { "simulated" } else { "real packets" };
         writeln!(f, "conformance of {} ({how})", self.datapath)?;
         let width = self.cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
+        let mut not_supported = BTreeMap::<_, usize>::new();
         for CaseReport { name, outcome, took } in &self.cases {
             let (word, why) = match outcome {
                 Outcome::Passed => ("ok", ""),
                 Outcome::Failed(why) => ("FAILED", why.as_str()),
-                Outcome::NotSupported(why) => ("not supported", why.as_str()),
+                Outcome::NotSupported(why) => {
+                    *not_supported.entry(why).or_default() += 1;
+                    continue;
+                }
             };
-            let line = format!("  {name:width$}  {:>5} ms  {word:13}  {why}", took.as_millis());
+            let line = format!("  {name:width$}  {:>5} ms  {word:6}  {why}", took.as_millis());
             writeln!(f, "{}", line.trim_end())?;
+        }
+        for (why, cases) in not_supported {
+            writeln!(f, "  {cases} cases not supported: {why}")?;
         }
         write!(
             f,

@@ -47,6 +47,10 @@ impl<W: World> World for Liar<W> {
         self.world.families()
     }
 
+    fn protocols(&self) -> &[Protocol] {
+        self.world.protocols()
+    }
+
     fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
         self.world.start()
     }
@@ -68,6 +72,10 @@ impl<W: World> World for Liar<W> {
     ) -> Result<Box<dyn Live>, Got> {
         let flow = self.world.open(from, to, protocol, timeout)?;
         Ok(Box::new(LyingFlow { flow, from: from.clone(), lie: self.lie, asked: 0 }))
+    }
+
+    fn wait(&self, time: Duration) {
+        self.world.wait(time);
     }
 
     fn leftovers(&self) -> Vec<String> {

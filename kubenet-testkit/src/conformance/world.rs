@@ -64,6 +64,8 @@ pub(super) trait Live: Send {
 pub(super) trait World: Sync {
     fn simulated(&self) -> bool;
     fn families(&self) -> &[IpFamily];
+    /// What its clients and servers speak.
+    fn protocols(&self) -> &[Protocol];
     /// Starts the datapath under test on its node. Nothing else of its kind runs there.
     fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError>;
     fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String>;
@@ -76,6 +78,8 @@ pub(super) trait World: Sync {
         protocol: Protocol,
         timeout: Duration,
     ) -> Result<Box<dyn Live>, Got>;
+    /// Lets time pass.
+    fn wait(&self, time: Duration);
     /// What a closed datapath left in the kernel.
     fn leftovers(&self) -> Vec<String>;
 }
@@ -139,6 +143,10 @@ impl<F: Fn() -> MemoryDatapath + Sync> World for Simulation<F> {
         &IpFamily::ALL
     }
 
+    fn protocols(&self) -> &[Protocol] {
+        &Protocol::ALL
+    }
+
     fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
         let datapath = Arc::new((self.start)());
         *self.running.lock() = Arc::clone(&datapath);
@@ -172,7 +180,7 @@ impl<F: Fn() -> MemoryDatapath + Sync> World for Simulation<F> {
     ) -> Result<Box<dyn Live>, Got> {
         let flow = self.flow(from, to, protocol)?;
         let datapath = Arc::clone(&self.running.lock());
-        if protocol == Protocol::Tcp {
+        if protocol != Protocol::Udp {
             let got = self.answer(datapath.connect(&flow), to, flow.source);
             if !matches!(got, Got::Answer { .. }) {
                 return Err(got);
@@ -180,6 +188,10 @@ impl<F: Fn() -> MemoryDatapath + Sync> World for Simulation<F> {
         }
         let names = self.addresses.iter().map(|(a, p)| (*a, p.name().to_owned())).collect();
         Ok(Box::new(SimulatedFlow { datapath, flow, names }))
+    }
+
+    fn wait(&self, time: Duration) {
+        self.running.lock().advance(time);
     }
 
     fn leftovers(&self) -> Vec<String> {
@@ -201,7 +213,7 @@ impl Live for SimulatedFlow {
                 None => Got::Silence,
             },
             Delivery::Reject => Got::Refused,
-            Delivery::Pass if self.flow.protocol == Protocol::Tcp => Got::Cut,
+            Delivery::Pass if self.flow.protocol != Protocol::Udp => Got::Cut,
             Delivery::Pass | Delivery::Drop => Got::Silence,
         }
     }

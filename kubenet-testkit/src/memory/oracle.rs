@@ -5,6 +5,7 @@ use std::{
 };
 
 use kubenet_core::{
+    maglev,
     model::{Algorithm, IpFamily, Protocol},
     route::{Backend, Route, RouteTable, WhenEmpty},
 };
@@ -99,8 +100,9 @@ fn only_choice(algorithm: Algorithm, backends: &[Backend], client: IpAddr) -> Op
     if algorithm != Algorithm::Maglev {
         return None;
     }
-    let _ = (backends, client);
-    None
+    let table = maglev::Table::new(backends.iter().map(|b| (b.socket_addr(), b.weight)));
+    let picked = table.get(client)?;
+    backends.iter().find(|backend| backend.socket_addr() == picked)
 }
 
 pub(super) fn lookup<'a>(table: &'a RouteTable, flow: &Flow) -> Option<&'a Arc<Route>> {

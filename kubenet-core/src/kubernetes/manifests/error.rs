@@ -3,6 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Manifests;
 use crate::model::{InvalidObject, quoted};
 
 /// Where an object stands.
@@ -104,27 +105,35 @@ impl fmt::Display for ManifestProblem {
     }
 }
 
-/// Manifests that were not taken, and all that is wrong with them.
+/// What is wrong with manifests, and the objects with which nothing is wrong.
 ///
 /// Displays one [`ManifestProblem`] per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ManifestError(Vec<ManifestProblem>);
+pub struct ManifestError {
+    problems: Vec<ManifestProblem>,
+    usable: Box<Manifests>,
+}
 
 impl ManifestError {
-    /// An error, if there is a problem.
-    pub(super) fn of(problems: Vec<ManifestProblem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
+    pub(super) fn new(problems: Vec<ManifestProblem>, usable: Manifests) -> Self {
+        Self { problems, usable: Box::new(usable) }
     }
 
     /// What is wrong, in the order of the files: at least one thing.
     pub fn problems(&self) -> &[ManifestProblem] {
-        &self.0
+        &self.problems
+    }
+
+    /// The objects with which nothing is wrong, for those who would rather go on with them: one bad object
+    /// need not hide the others. Of an object that is defined twice, the first definition counts.
+    pub fn into_usable(self) -> Manifests {
+        *self.usable
     }
 }
 
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, problem) in self.0.iter().enumerate() {
+        for (i, problem) in self.problems.iter().enumerate() {
             if i > 0 {
                 f.write_str("\n")?;
             }

@@ -18,19 +18,19 @@ pub(super) use object::type_rule;
 use super::{Converter, Notice};
 use crate::{
     cluster::Change,
-    model::{EndpointSlice, Service},
+    model::{EndpointSlice, NodeInfo, Service},
 };
 
 /// Files larger than this are refused.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// The Services and EndpointSlices of manifest files, as `kubectl` reads and writes them.
+/// The Services, EndpointSlices and Nodes of manifest files, as `kubectl` reads and writes them.
 ///
-/// Files are YAML or JSON, with any number of documents. `List`s, `ServiceList`s and `EndpointSliceList`s are
-/// unfolded. Objects without a namespace are in `default`. Objects of other kinds are skipped and listed.
+/// Files are YAML or JSON, with any number of documents. `List`s, `ServiceList`s, `EndpointSliceList`s and
+/// `NodeList`s are unfolded. Objects without a namespace are in `default`. Objects of other kinds are skipped and listed.
 ///
-/// It is all or nothing: where one object is invalid, the error lists the problems of all, and no object is
-/// returned.
+/// Where an object is invalid, the error lists the problems of all, and has those that are good:
+/// [`ManifestError::into_usable`].
 ///
 /// ```no_run
 /// use kubenet_core::kubernetes::Manifests;
@@ -47,8 +47,9 @@ pub struct Manifests {
     pub services: Vec<Service>,
     /// The EndpointSlices, in the order of the files.
     pub slices: Vec<EndpointSlice>,
-    /// Fields that have no effect: those that this version does not serve, and those that the API does not
-    /// have.
+    /// What the Nodes say, in the order of the files.
+    pub nodes: Vec<NodeInfo>,
+    /// Fields that have no effect, or another than one would expect, and fields that the API does not have.
     pub notices: Vec<Notice>,
     /// Objects that are not ours.
     pub skipped: Vec<Skipped>,

@@ -10,7 +10,9 @@ use k8s_openapi::{
 use serde_json::{Map, Value};
 
 use super::{ManifestError, ManifestProblem, Manifests, Origin, Skipped, document::documents};
-use crate::kubernetes::{Conversion, Converter, Notice, conversion::Problems, endpoint_slice, meta, service};
+use crate::kubernetes::{
+    Conversion, Converter, Notice, conversion::Problems, endpoint_slice, meta, node, service,
+};
 
 /// Collects the objects and the problems of several files.
 #[derive(Debug)]
@@ -27,6 +29,7 @@ pub(super) struct Reader<'a> {
 enum Kind {
     Service,
     EndpointSlice,
+    Node,
 }
 
 impl Kind {
@@ -34,12 +37,13 @@ impl Kind {
         match self {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::Node => "Node",
         }
     }
 
     const fn api_version(self) -> &'static str {
         match self {
-            Kind::Service => "v1",
+            Kind::Service | Kind::Node => "v1",
             Kind::EndpointSlice => "discovery.k8s.io/v1",
         }
     }
@@ -78,8 +82,11 @@ impl<'a> Reader<'a> {
 
     /// Everything that was read, or everything that was wrong.
     pub(super) fn end(self) -> Result<Manifests, ManifestError> {
-        ManifestError::of(self.problems)?;
-        Ok(self.manifests)
+        if self.problems.is_empty() {
+            Ok(self.manifests)
+        } else {
+            Err(ManifestError::new(self.problems, self.manifests))
+        }
     }
 
     /// Takes an object or a list. The items of a list of one kind need not say what they are.
@@ -107,6 +114,7 @@ impl<'a> Reader<'a> {
             }
             Some(Class::Object(Kind::Service)) => self.service(origin, &title, object),
             Some(Class::Object(Kind::EndpointSlice)) => self.slice(origin, &title, object),
+            Some(Class::Object(Kind::Node)) => self.node(origin, &title, object),
         }
     }
 
@@ -128,10 +136,12 @@ impl<'a> Reader<'a> {
             }
         }
         let [api_version, kind] = texts;
-        let known: [(&str, &str, Class); 5] = [
+        let known: [(&str, &str, Class); 7] = [
             ("Service", "v1", Class::Object(Kind::Service)),
             ("ServiceList", "v1", Class::List(Some(Kind::Service))),
             ("List", "v1", Class::List(None)),
+            ("Node", "v1", Class::Object(Kind::Node)),
+            ("NodeList", "v1", Class::List(Some(Kind::Node))),
             ("EndpointSlice", "discovery.k8s.io/v1", Class::Object(Kind::EndpointSlice)),
             ("EndpointSliceList", "discovery.k8s.io/v1", Class::List(Some(Kind::EndpointSlice))),
         ];
@@ -175,9 +185,9 @@ impl<'a> Reader<'a> {
 
     fn service(&mut self, origin: &Origin, title: &str, object: Map<String, Value>) {
         let Some((typed, mut notices)) = self.typed::<v1::Service>(origin, title, object) else { return };
-        self.claim(origin, Kind::Service, &typed.metadata);
+        let first = self.claim(origin, Kind::Service, &typed.metadata);
         let conversion = service::convert(self.converter, &typed);
-        if let Some(service) = self.outcome(origin, title, conversion, &mut notices) {
+        if let Some(service) = self.outcome(origin, title, conversion, &mut notices).filter(|_| first) {
             self.manifests.services.push(service);
         }
     }
@@ -186,10 +196,19 @@ impl<'a> Reader<'a> {
         let Some((typed, mut notices)) = self.typed::<discovery::EndpointSlice>(origin, title, object) else {
             return;
         };
-        self.claim(origin, Kind::EndpointSlice, &typed.metadata);
+        let first = self.claim(origin, Kind::EndpointSlice, &typed.metadata);
         let conversion = endpoint_slice::convert(&typed);
-        if let Some(slice) = self.outcome(origin, title, conversion, &mut notices) {
+        if let Some(slice) = self.outcome(origin, title, conversion, &mut notices).filter(|_| first) {
             self.manifests.slices.push(slice);
+        }
+    }
+
+    fn node(&mut self, origin: &Origin, title: &str, object: Map<String, Value>) {
+        let Some((typed, mut notices)) = self.typed::<v1::Node>(origin, title, object) else { return };
+        let first = self.claim(origin, Kind::Node, &typed.metadata);
+        let conversion = node::convert(&typed).map(|node| Conversion::Ours(node, Vec::new()));
+        if let Some(node) = self.outcome(origin, title, conversion, &mut notices).filter(|_| first) {
+            self.manifests.nodes.push(node);
         }
     }
 
@@ -252,20 +271,29 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Notes that an object stands here; reports one that stands elsewhere, too.
-    fn claim(&mut self, origin: &Origin, kind: Kind, meta: &ObjectMeta) {
-        let (namespace, name) = meta::names(meta);
+    /// Notes that an object stands here, and whether it is the first of its name; reports one that is not.
+    fn claim(&mut self, origin: &Origin, kind: Kind, meta: &ObjectMeta) -> bool {
+        let (namespace, name) = match meta::names(meta) {
+            // Nodes have no namespace.
+            (_, name) if kind == Kind::Node => ("", name),
+            names => names,
+        };
         if name.is_empty() {
-            return;
+            return true;
         }
         match self.seen.entry((kind, format!("{namespace}/{name}"))) {
             std::collections::hash_map::Entry::Vacant(entry) => {
                 entry.insert(origin.clone());
+                true
             }
             std::collections::hash_map::Entry::Occupied(entry) => {
                 let rule = format!("must not be defined twice: it is in {} already", entry.get());
-                let title = meta::title(kind.name(), namespace, name);
+                let title = match kind {
+                    Kind::Node => format!("Node {name}"),
+                    _ => meta::title(kind.name(), namespace, name),
+                };
                 self.problems.push(ManifestProblem::new(origin, &title, "", rule));
+                false
             }
         }
     }
@@ -278,6 +306,9 @@ fn title(object: &Map<String, Value>) -> String {
     let kind = if kind.is_empty() { "object".to_owned() } else { kind };
     let meta = object.get("metadata");
     let name = text(meta.and_then(|m| m.get("name")));
+    if kind == Kind::Node.name() && !name.is_empty() {
+        return format!("{kind} {name}");
+    }
     let namespace = text(meta.and_then(|m| m.get("namespace")));
     if name.is_empty() && namespace.is_empty() {
         return kind;

@@ -1,20 +1,22 @@
 //! What must hold over time. Each case has Services of its own on one shared datapath.
 
+mod balancing;
 mod connections;
+mod frontends;
 mod lifecycle;
 mod updates;
 
 use std::{sync::Arc, time::Instant};
 
 use kubenet_core::{
-    datapath::Datapath,
+    datapath::{Datapath, Feature},
     model::{IpFamily, Protocol},
     route::FrontendKind,
 };
 
 use super::{
     bench::{Bench, Step, Stop},
-    matrix::unsupported,
+    matrix::{Asked, unsupported},
     report::{CaseReport, Outcome},
     world::World,
 };
@@ -23,6 +25,7 @@ use super::{
 struct Case {
     name: &'static str,
     protocols: &'static [Protocol],
+    features: &'static [Feature],
     run: fn(&mut Bench<'_>) -> Step,
 }
 
@@ -32,7 +35,12 @@ impl Case {
         protocols: &'static [Protocol],
         run: fn(&mut Bench<'_>) -> Step,
     ) -> Self {
-        Self { name, protocols, run }
+        Self { name, protocols, features: &[], run }
+    }
+
+    /// The same for datapaths that have these features.
+    const fn with(self, features: &'static [Feature]) -> Self {
+        Self { features, ..self }
     }
 }
 
@@ -44,7 +52,8 @@ pub(super) fn run(world: &dyn World, slot: &mut Option<Arc<dyn Datapath>>) -> Ve
     // The matrix has the numbers below.
     let mut number = 1000;
     // Cases that close the datapath come last.
-    let cases = connections::CASES.iter().chain(updates::CASES).chain(lifecycle::CASES);
+    let cases = [connections::CASES, balancing::CASES, frontends::CASES, updates::CASES, lifecycle::CASES];
+    let cases = cases.into_iter().flatten();
     for case in cases {
         for family in IpFamily::ALL {
             number += 10;
@@ -66,8 +75,9 @@ fn attempt(case: &Case, bench: &mut Bench<'_>) -> Step {
     let datapath = bench.datapath()?;
     for &protocol in case.protocols {
         for kind in [FrontendKind::ClusterIp, FrontendKind::NodePort] {
-            let missing = unsupported(bench.world, datapath.capabilities(), kind, protocol, bench.family);
-            if let Some(why) = missing {
+            let features = case.features.iter().copied();
+            let asked = Asked { kind, protocol, family: bench.family };
+            if let Some(why) = unsupported(bench.world, datapath.capabilities(), asked, features) {
                 return Err(Stop::NotSupported(why));
             }
         }

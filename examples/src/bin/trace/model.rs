@@ -1,0 +1,80 @@
+//! The declared cluster, and the reference datapath that it is programmed into.
+
+use std::{collections::BTreeMap, error::Error, sync::Arc};
+
+use futures::executor::block_on;
+use kubenet_core::{
+    cluster::{Change, Cluster, FrontendConflict},
+    datapath::Datapath,
+    kubernetes::{ManifestError, Manifests},
+    model::{EndpointSlice, NodeInfo, ObjectName, Service},
+    route::{Route, ServicePortName},
+};
+use kubenet_testkit::memory::MemoryDatapath;
+
+use crate::args::Args;
+
+pub(crate) struct Model {
+    pub(crate) node: NodeInfo,
+    pub(crate) cluster: Cluster,
+    pub(crate) datapath: MemoryDatapath,
+    pub(crate) conflicts: Vec<FrontendConflict>,
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, Vec<EndpointSlice>>,
+}
+
+impl Model {
+    /// Reads the manifests. What is wrong with one object is told and hides no other.
+    pub(crate) fn load(args: &Args) -> Result<Self, Box<dyn Error>> {
+        let manifests = Manifests::load_all(&args.manifests).or_else(go_on_with_the_rest)?;
+        for notice in &manifests.notices {
+            eprintln!("note: {notice}");
+        }
+        for skipped in &manifests.skipped {
+            eprintln!("skipped: {skipped}");
+        }
+        let node = args.node.node(&manifests.nodes)?;
+        if node.addresses().is_empty() {
+            eprintln!("note: the node has no address: node ports answer nowhere. Give --node-ip, or a Node");
+        }
+
+        let mut cluster = Cluster::new(node.clone());
+        let services = manifests.services.iter().map(|s| (s.name().clone(), s.clone())).collect();
+        let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for slice in &manifests.slices {
+            slices.entry(slice.service().clone()).or_default().push(slice.clone());
+        }
+        cluster.change(Change::from(manifests));
+        cluster.take_delta();
+        let datapath = MemoryDatapath::new();
+        let report = block_on(datapath.replace(Arc::clone(cluster.table())))?;
+        for failed in report.failed {
+            eprintln!("not served: {} ({}): {}", failed.frontend, failed.service_port, failed.error);
+        }
+        let conflicts = cluster.conflicts();
+        for FrontendConflict { frontend, winner, loser } in &conflicts {
+            eprintln!("note: {frontend} belongs to {winner}, the older claim, and not to {loser}");
+        }
+        Ok(Self { node, cluster, datapath, conflicts, services, slices })
+    }
+
+    /// The Service that a route comes from, and its slices.
+    pub(crate) fn origin_of(&self, route: &Route) -> Option<(&Service, &[EndpointSlice])> {
+        let ServicePortName { namespace, service, .. } = &route.service_port;
+        let name = ObjectName::new("Service", namespace, service).ok()?;
+        let slices = self.slices.get(&name).map_or(&[][..], Vec::as_slice);
+        Some((self.services.get(&name)?, slices))
+    }
+}
+
+fn go_on_with_the_rest(error: ManifestError) -> Result<Manifests, Box<dyn Error>> {
+    let report = error.to_string();
+    // A file that cannot be read is a mistake in the call.
+    if error.problems().iter().any(|problem| problem.origin.document.is_none()) {
+        return Err(report.into());
+    }
+    for line in report.lines() {
+        eprintln!("refused: {line}");
+    }
+    Ok(error.into_usable())
+}
