@@ -46,11 +46,11 @@ pub fn slice(i: u32, endpoints: u32, generation: u32) -> Result<EndpointSlice, I
     let addresses = (1..endpoints).chain([endpoints + generation % 2]);
     EndpointSlice::builder("bench", format!("service-{i}-1"), format!("service-{i}"), IpFamily::V4)
         .port(EndpointPort::new("http", Protocol::Tcp, PORT))
-        .endpoints(
-            addresses.map(|n| {
-                Endpoint::new(Ipv4Addr::from(first + n).into()).on_node(&format!("node-{}", n % 10))
-            }),
-        )
+        .endpoints(addresses.map(|n| {
+            Endpoint::new(Ipv4Addr::from(first + n).into())
+                .on_node(&format!("node-{}", n % 10))
+                .named(&format!("service-{i}-7d4b9c6f5d-{n:05}"))
+        }))
         .build()
 }
 

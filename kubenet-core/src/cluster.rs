@@ -68,6 +68,8 @@ pub struct Cluster {
     node_changed: bool,
     table: Arc<RouteTable>,
     health: BTreeMap<ObjectName, ServiceHealth>,
+    /// Since they were last taken.
+    health_changes: BTreeSet<ObjectName>,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +93,7 @@ impl Cluster {
             node_changed: true,
             table: Arc::new(RouteTable::default()),
             health: BTreeMap::new(),
+            health_changes: BTreeSet::new(),
         }
     }
 
@@ -130,6 +133,18 @@ impl Cluster {
     /// The health checks of the Services that have one, as of the last [`Cluster::take_delta`].
     pub fn health(&self) -> &BTreeMap<ObjectName, ServiceHealth> {
         &self.health
+    }
+
+    /// What changed in [`Cluster::health`] since the last call: the Services with their health check, or with
+    /// `None` when they no longer have one.
+    pub fn take_health_changes(&mut self) -> Vec<(ObjectName, Option<ServiceHealth>)> {
+        let changed = std::mem::take(&mut self.health_changes).into_iter();
+        changed.map(|name| (name.clone(), self.health.get(&name).cloned())).collect()
+    }
+
+    /// The node that the routes are for.
+    pub fn node(&self) -> &NodeInfo {
+        &self.node
     }
 
     /// Takes a change. Nothing is resolved yet.
@@ -260,9 +275,12 @@ impl Cluster {
             ),
             None => (Vec::new(), None),
         };
-        match health {
-            Some(health) => drop(self.health.insert(name.clone(), health)),
-            None => drop(self.health.remove(name)),
+        if self.health.get(name) != health.as_ref() {
+            self.health_changes.insert(name.clone());
+            match health {
+                Some(health) => drop(self.health.insert(name.clone(), health)),
+                None => drop(self.health.remove(name)),
+            }
         }
         for old in &declared.routes {
             touched.insert(old.frontend);

@@ -3,6 +3,8 @@
 
 #[path = "router/events.rs"]
 mod events;
+#[path = "router/health.rs"]
+mod health;
 
 use std::{
     sync::{

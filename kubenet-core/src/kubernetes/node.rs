@@ -4,9 +4,22 @@ use super::{
     conversion::{Checks, Problems},
     meta, parse_address, parse_cidr,
 };
-use crate::model::NodeInfo;
+use crate::{health::NodeEligibility, model::NodeInfo};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// [H2]: whether new traffic may come to the node, from its object.
+///
+/// [H2]: crate::resolve
+impl From<&v1::Node> for NodeEligibility {
+    fn from(object: &v1::Node) -> Self {
+        let taints = object.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+        NodeEligibility::of(
+            object.metadata.deletion_timestamp.is_some(),
+            taints.map(|taint| taint.key.as_str()),
+        )
+    }
+}
 
 pub(super) fn convert(object: &v1::Node) -> Result<NodeInfo, Problems> {
     let name = object.metadata.name.as_deref().unwrap_or_default();

@@ -18,7 +18,8 @@ use super::{
 use crate::{
     cluster::{Change, Cluster},
     datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind, EventHub},
-    model::NodeInfo,
+    health::{HealthBoard, Moment},
+    model::{IpFamily, NodeInfo},
     route::{Frontend, Revision, RouteDelta, RouteTable},
 };
 
@@ -52,6 +53,7 @@ pub(super) struct Driver {
     next_audit: Instant,
     retirement: Retirement,
     news: News,
+    health: Arc<HealthBoard>,
     status: Arc<Mutex<RouterStatus>>,
 }
 
@@ -101,6 +103,7 @@ impl Driver {
             next_audit: after(Instant::now(), options.audit_interval),
             retirement: Retirement::default(),
             news: News::default(),
+            health: Arc::new(HealthBoard::new(options.sync_period)),
             status: Arc::new(Mutex::new(status)),
             options,
         }
@@ -179,11 +182,40 @@ impl Driver {
         ControlFlow::Continue(())
     }
 
+    pub(super) fn health(&self) -> Arc<HealthBoard> {
+        Arc::clone(&self.health)
+    }
+
+    /// The families that this node serves: those that the datapath has and the node has an address of.
+    fn families(&self) -> Vec<IpFamily> {
+        let node = self.cluster.node().addresses();
+        let on_node = |family: &IpFamily| node.is_empty() || node.iter().any(|a| IpFamily::of(*a) == *family);
+        self.datapath.capabilities().families.iter().copied().filter(on_node).collect()
+    }
+
+    /// The kernel has everything that was declared before `covers`.
+    fn up_to_date(&mut self, covers: Instant) {
+        for (service, health) in self.cluster.take_health_changes() {
+            match health {
+                Some(health) => self.health.upsert_service(health),
+                None => self.health.remove_service(&service),
+            }
+        }
+        for family in self.families() {
+            self.health.updated(family, covers, Moment::now());
+        }
+    }
+
     fn declare(&mut self, changes: Vec<Change>, submitted: Instant) {
         self.news.submitted(changes.len(), submitted);
         for change in changes {
             self.synced |= matches!(change, Change::Snapshot { .. });
             self.cluster.change(change);
+        }
+        if self.cluster.is_dirty() {
+            for family in self.families() {
+                self.health.update_queued(family, submitted);
+            }
         }
         let mut status = self.status.lock();
         status.synced = self.synced;
@@ -265,6 +297,7 @@ impl Driver {
             Pending::Nothing => {
                 self.status.lock().pending_since = None;
                 self.news.nothing_to_apply(self.cluster.table().revision(), began);
+                self.up_to_date(began);
                 return Ok(());
             }
             Pending::Everything => self.replace(),
@@ -316,6 +349,7 @@ impl Driver {
         let transient = status.failed.iter().any(|failed| failed.error.kind().is_transient());
         drop(status);
         self.news.applied(report, touched.is_none(), began);
+        self.up_to_date(began);
         self.news.routes(settled, &report.failed);
         self.retry.reset(&self.options);
         if !transient {

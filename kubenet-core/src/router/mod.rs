@@ -26,6 +26,7 @@ pub use self::{
 use crate::{
     cluster::Change,
     datapath::{Close, Datapath, DatapathError, EventHub, FailedRoute},
+    health::HealthBoard,
     model::NodeInfo,
     route::RouteTable,
 };
@@ -74,6 +75,7 @@ use crate::{
 pub struct ServiceRouter {
     commands: mpsc::Sender<Command>,
     status: Arc<Mutex<RouterStatus>>,
+    health: Arc<HealthBoard>,
     events: EventHub<RouterEvent>,
 }
 
@@ -156,12 +158,12 @@ impl ServiceRouter {
         options.check()?;
         let (commands, inbox) = mpsc::channel();
         let driver = Driver::new(node, datapath, options);
-        let (status, events) = (driver.status(), driver.events());
+        let (status, events, health) = (driver.status(), driver.events(), driver.health());
         thread::Builder::new()
             .name("kubenet-router".into())
             .spawn(move || driver.run(&inbox))
             .map_err(|error| RouterError::Thread(Arc::new(error)))?;
-        Ok(Self { commands, status, events })
+        Ok(Self { commands, status, events, health })
     }
 
     fn send(&self, command: Command) -> Result<(), RouterError> {
@@ -258,6 +260,13 @@ impl ServiceRouter {
         drain_for: Duration,
     ) -> Result<SwapReport, RouterError> {
         self.ask(|answer| Command::Swap { next, drain_for, answer }).await?
+    }
+
+    /// What health checks ask about, kept up to date: the Services that have a health check, and whether
+    /// updates are applied in time. Whether the node may take traffic is the embedder's to say
+    /// ([`HealthBoard::set_node`]). The feature `health-server` serves it over HTTP.
+    pub fn health(&self) -> Arc<HealthBoard> {
+        Arc::clone(&self.health)
     }
 
     /// How things stand now.

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::RouterError;
+use crate::health::DEFAULT_SYNC_PERIOD;
 
 /// Intervals of a [`ServiceRouter`](super::ServiceRouter).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,11 @@ pub struct RouterOptions {
     pub retry_min: Duration,
     /// Longest wait between retries. Default 30 s.
     pub retry_max: Duration,
+    /// An update that waits longer than twice this time makes [`ServiceRouter::health`] unhealthy. Default 30 s,
+    /// as kube-proxy's.
+    ///
+    /// [`ServiceRouter::health`]: super::ServiceRouter::health
+    pub sync_period: Duration,
     /// How often the kernel is read back and compared. Default 10 minutes; `Duration::MAX` is never.
     pub audit_interval: Duration,
     /// How often a retiring datapath is asked for its remaining flows. Default 1 s.
@@ -24,6 +30,7 @@ impl Default for RouterOptions {
             min_interval: Duration::from_millis(50),
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(30),
+            sync_period: DEFAULT_SYNC_PERIOD,
             audit_interval: Duration::from_secs(600),
             drain_poll: Duration::from_secs(1),
         }
@@ -37,6 +44,7 @@ impl RouterOptions {
         };
         rule("retry_min", !self.retry_min.is_zero(), "must be above zero")?;
         rule("retry_max", self.retry_max >= self.retry_min, "must not be below retry_min")?;
+        rule("sync_period", !self.sync_period.is_zero(), "must be above zero")?;
         rule("audit_interval", !self.audit_interval.is_zero(), "must be above zero")?;
         rule("drain_poll", !self.drain_poll.is_zero(), "must be above zero")
     }
