@@ -52,7 +52,7 @@ impl Config {
             healthz_bind_address: None,
             metrics_bind_address: None,
             min_sync_period: router.min_interval,
-            sync_period: Duration::from_secs(30),
+            sync_period: router.sync_period,
             audit_interval: router.audit_interval,
             streaming_lists: true,
             page_size: 500,
@@ -62,6 +62,7 @@ impl Config {
     pub(super) fn router_options(&self) -> RouterOptions {
         let mut options = RouterOptions::default();
         options.min_interval = self.min_sync_period;
+        options.sync_period = self.sync_period;
         options.audit_interval = self.audit_interval;
         options
     }

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::{
@@ -15,13 +15,14 @@ use kube::{
 use kubenet_core::{
     cluster::Change,
     kubernetes::{Converter, Intake, Taken},
-    model::{InvalidObject, IpFamily, NodeInfo},
+    model::{InvalidObject, NodeInfo},
     router::{RouterError, ServiceRouter},
 };
 use tracing::{info, warn};
 
 use super::{
     config::Config,
+    health::Health,
     metrics::Metrics,
     progress::{Progress, Subject},
     raw::Raw,
@@ -42,7 +43,7 @@ pub(super) struct Feed {
     progress: Arc<Progress>,
     metrics: Metrics,
     reports: Reports,
-    families: BTreeSet<IpFamily>,
+    health: Arc<Health>,
     started: Timestamp,
     intake: Intake,
     services: Listing,
@@ -79,7 +80,7 @@ impl Feed {
         progress: Arc<Progress>,
         metrics: Metrics,
         reports: Reports,
-        families: BTreeSet<IpFamily>,
+        health: Arc<Health>,
     ) -> Self {
         let converter = match &config.service_proxy_name {
             Some(name) => Converter::new().service_proxy_name(name.as_str()),
@@ -91,7 +92,7 @@ impl Feed {
             progress,
             metrics,
             reports,
-            families,
+            health,
             started: Timestamp::now(),
             intake: Intake::new(converter),
             services: Listing::default(),
@@ -229,11 +230,15 @@ impl Feed {
     fn node_is(&mut self, raw: &Raw<Node>) -> Result<(), RouterError> {
         let converted = serde_json::from_value::<Node>(raw.object.clone())
             .map_err(|error| InvalidObject::new(format!("Node {}", raw.name()), "", "", error.to_string()))
-            .and_then(|node| NodeInfo::try_from(&node))
-            .and_then(|info| self.config.node(info));
+            .and_then(|node| {
+                self.health.set_eligibility(Some(&node));
+                self.config.node(NodeInfo::try_from(&node)?)
+            });
         match converted {
             Ok(info) => {
                 self.node.problem = None;
+                self.health.set_node(&info);
+                self.metrics.set_node(&info);
                 if self.node.info.as_ref() != Some(&info) {
                     self.node.info = Some(info.clone());
                     self.submit(vec![(Change::Node(info), Subject::Node)])?;
@@ -251,6 +256,7 @@ impl Feed {
 
     /// What is known of it stays: its traffic is not gone.
     fn node_gone(&mut self) {
+        self.health.set_eligibility(None);
         warn!(node = self.config.node_name, "the cluster has no Node object of this name");
     }
 
@@ -260,7 +266,7 @@ impl Feed {
         }
         let (changes, subjects): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
         self.progress.submitting(subjects);
-        self.metrics.queued(&self.families);
+        self.metrics.queued();
         self.router.submit_all(changes)
     }
 

@@ -1,9 +1,11 @@
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use kubenet_core::model::IpFamily;
+use kubenet_core::model::{IpFamily, NodeInfo};
+use parking_lot::Mutex;
 use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder, exponential_buckets, linear_buckets,
@@ -12,11 +14,15 @@ use prometheus::{
 /// The agent's metrics.
 ///
 /// What kube-proxy measures, too, has kube-proxy's names, units, labels and buckets, so that dashboards keep
-/// working. As there, a label says the address family; one update of ours serves all families and counts for
-/// each. The rest begins with `kubenet_`.
+/// working. As there, a label says the address family; one update of ours serves all families of the node and
+/// counts for each. The rest begins with `kubenet_`.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     registry: Registry,
+    /// Those that the datapath serves.
+    all_families: BTreeSet<IpFamily>,
+    /// Of these, those that the node has addresses of.
+    families: Arc<Mutex<BTreeSet<IpFamily>>>,
     pub(super) sync: HistogramVec,
     pub(super) full_sync: HistogramVec,
     pub(super) partial_sync: HistogramVec,
@@ -46,7 +52,7 @@ pub(super) struct Metrics {
 const FAMILY: &str = "ip_family";
 
 impl Metrics {
-    pub(super) fn new() -> prometheus::Result<Self> {
+    pub(super) fn new(families: BTreeSet<IpFamily>) -> prometheus::Result<Self> {
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -113,13 +119,23 @@ impl Metrics {
                 .counter("kubenet_dropped_events_total", "Kubernetes Events that could not be posted")?,
             datapath: new.gauges("kubenet_datapath", "1 for the datapath in use", &["datapath"])?,
             registry,
+            families: Arc::new(Mutex::new(families.clone())),
+            all_families: families,
         })
     }
 
+    /// The families are those of the node's addresses.
+    pub(super) fn set_node(&self, node: &NodeInfo) {
+        let on_node: BTreeSet<_> = node.addresses().iter().map(|address| IpFamily::of(*address)).collect();
+        if !on_node.is_empty() {
+            *self.families.lock() = self.all_families.intersection(&on_node).copied().collect();
+        }
+    }
+
     /// An update ended.
-    pub(super) fn updated(&self, families: &BTreeSet<IpFamily>, full: bool, took: Duration) {
+    pub(super) fn updated(&self, full: bool, took: Duration) {
         let kind = if full { &self.full_sync } else { &self.partial_sync };
-        for family in families {
+        for family in &*self.families.lock() {
             let family = &[family.as_str()];
             self.sync.with_label_values(family).observe(took.as_secs_f64());
             kind.with_label_values(family).observe(took.as_secs_f64());
@@ -128,8 +144,8 @@ impl Metrics {
     }
 
     /// Changes were queued.
-    pub(super) fn queued(&self, families: &BTreeSet<IpFamily>) {
-        for family in families {
+    pub(super) fn queued(&self) {
+        for family in &*self.families.lock() {
             self.last_queued.with_label_values(&[family.as_str()]).set(now());
         }
     }

@@ -6,12 +6,14 @@
 //! | `feed.rs` | From what they deliver to changes of the router |
 //! | `observe.rs`, `progress.rs` | From the router's events to metrics and reports |
 //! | `reports.rs` | Kubernetes Events |
+//! | `health.rs` | Health-check node ports, `/healthz` and `/livez` |
 //! | `metrics.rs`, `scrape.rs`, `http.rs` | `/metrics` |
 //!
 //! It is a library, so that tests can run it against an API server of their own; `src/bin/agent` is the program.
 
 mod config;
 mod feed;
+mod health;
 mod http;
 mod metrics;
 mod observe;
@@ -40,6 +42,7 @@ use tracing::{info, warn};
 pub use self::config::Config;
 use self::{
     feed::{Delivery, Feed},
+    health::Health,
     metrics::Metrics,
     observe::Observer,
     progress::Progress,
@@ -54,6 +57,7 @@ pub struct Agent {
     router: Arc<ServiceRouter>,
     datapath: Arc<dyn Datapath>,
     metrics_address: Option<SocketAddr>,
+    health: Arc<Health>,
     tasks: JoinSet<Ended>,
 }
 
@@ -80,6 +84,9 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
+    /// The system gives no thread for health checks.
+    #[error("health checks cannot be served")]
+    Health(#[source] io::Error),
     /// A mistake in the definition of the metrics.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -120,11 +127,10 @@ impl Agent {
         datapath: Arc<dyn Datapath>,
     ) -> Result<Self, AgentError> {
         let config = Arc::new(config);
-        let metrics = Metrics::new()?;
+        let metrics = Metrics::new(datapath.capabilities().families.clone())?;
         let node = config.node(NodeInfo::builder(config.node_name.as_str()).build()?)?;
         let router = ServiceRouter::start_with(node, Arc::clone(&datapath), config.router_options())?;
         let router = Arc::new(router);
-        let families = datapath.capabilities().families.clone();
         metrics.datapath.with_label_values(&[datapath.name()]).set(1);
 
         let progress = Arc::new(Progress::default());
@@ -145,14 +151,19 @@ impl Agent {
         }
         let (reports, poster) =
             Reports::new(client.clone(), &config.node_name, metrics.dropped_events.clone());
-        let observer = Observer {
-            metrics: metrics.clone(),
-            progress: Arc::clone(&progress),
-            reports: reports.clone(),
-            families: families.clone(),
-        };
+        let observer =
+            Observer { metrics: metrics.clone(), progress: Arc::clone(&progress), reports: reports.clone() };
+        let health = Health::serve(&config, router.health(), &metrics, &reports);
+        let health = Arc::new(health.map_err(AgentError::Health)?);
         let events = router.events();
-        let feed = Feed::new(Arc::clone(&config), Arc::clone(&router), progress, metrics, reports, families);
+        let feed = Feed::new(
+            Arc::clone(&config),
+            Arc::clone(&router),
+            progress,
+            metrics,
+            reports,
+            Arc::clone(&health),
+        );
         let deliveries = deliveries(&config, &client);
         tasks.spawn(async move {
             poster.run().await;
@@ -164,7 +175,7 @@ impl Agent {
         });
         tasks.spawn(async move { Err(feed.run(deliveries).await.into()) });
         info!(node = config.node_name, datapath = datapath.name(), "started");
-        Ok(Self { router, datapath, metrics_address, tasks })
+        Ok(Self { router, datapath, metrics_address, health, tasks })
     }
 
     /// The router that it feeds.
@@ -175,6 +186,11 @@ impl Agent {
     /// Where `/metrics` is served.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
+    }
+
+    /// Where `/healthz` and `/livez` are served; `None` also while the address cannot be listened on.
+    pub fn healthz_address(&self) -> Option<SocketAddr> {
+        self.health.server().healthz_address()
     }
 
     /// Waits until it ends by itself, which is an error.

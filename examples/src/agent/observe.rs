@@ -1,10 +1,9 @@
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use kubenet_core::{
-    cluster::FrontendConflict, datapath::FailedRoute, model::IpFamily, route::ServicePortName,
-    router::RouterEvent,
+    cluster::FrontendConflict, datapath::FailedRoute, route::ServicePortName, router::RouterEvent,
 };
 use tracing::{debug, info};
 
@@ -19,7 +18,6 @@ pub(super) struct Observer {
     pub(super) metrics: Metrics,
     pub(super) progress: Arc<Progress>,
     pub(super) reports: Reports,
-    pub(super) families: BTreeSet<IpFamily>,
 }
 
 impl Observer {
@@ -34,7 +32,7 @@ impl Observer {
         match event {
             RouterEvent::Applied { revision, changes, upserted, removed, full, waited, took } => {
                 debug!(%revision, changes, upserted, removed, full, ?waited, ?took, "applied");
-                self.metrics.updated(&self.families, full, took);
+                self.metrics.updated(full, took);
                 self.programmed(&self.progress.applied(changes));
             }
             RouterEvent::Failed { .. } => self.metrics.failed_updates.inc(),

@@ -3,7 +3,9 @@
 
 mod deploy;
 mod follow;
+mod health;
 mod metrics;
+mod program;
 mod recover;
 mod reports;
 mod shutdown;
