@@ -114,8 +114,9 @@ fn is_gone(error: &Error) -> bool {
     matches!(error, Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
+/// Whether the server said something that is no event, or none that can be read.
 fn is_garbled(error: &Error) -> bool {
-    matches!(error, Error::WatchFailed(kube::Error::SerdeError(_)))
+    matches!(error, Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)))
 }
 
 /// Servers without streamed lists call the parameters of one invalid.

@@ -134,6 +134,11 @@ impl ApiServer {
         });
     }
 
+    /// Deletes an object, and tells nobody who watches.
+    pub(crate) fn delete_unheard(&self, kind: Kind, namespace: &str, name: &str) {
+        self.with(|state| state.store(kind).forget(namespace, name));
+    }
+
     /// From now on it does not stream lists.
     pub(crate) fn list_by_pages(&self) {
         self.with(|state| state.streams_lists = false);

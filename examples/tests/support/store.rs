@@ -74,6 +74,11 @@ impl Store {
         self.record(version, "DELETED", last, Some(before));
     }
 
+    /// Deletes an object without a trace.
+    pub(crate) fn forget(&mut self, namespace: &str, name: &str) {
+        self.objects.remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
     fn record(&mut self, version: u64, kind: &'static str, object: Value, before: Option<Value>) {
         self.watchers.retain(|(selector, watcher)| match seen(selector, kind, &object, before.as_ref()) {
             Some(event) => watcher.send(Line::Event(event)).is_ok(),

@@ -21,30 +21,39 @@ pub(crate) fn choose(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> 
         Kind::Memory => Ok(Chosen { datapath: Arc::new(MemoryDatapath::new()), pods: None }),
         Kind::Ebpf => ebpf(args),
         Kind::Iptables => iptables(),
-        Kind::Auto => match kubenet_ebpf::probe() {
-            Ok(found) => {
-                tracing::info!(?found, "eBPF is chosen");
-                ebpf(args)
-            }
-            Err(reason) => {
-                tracing::info!(%reason, "iptables is chosen");
-                iptables()
-            }
-        },
+        // Nothing is touched where it cannot be built.
+        Kind::Auto => probed_ebpf(args).or_else(|reason| {
+            tracing::info!(%reason, "iptables is chosen");
+            iptables()
+        }),
     }
 }
 
 #[cfg(target_os = "linux")]
-fn ebpf(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> {
-    use crate::interfaces::{self, PodInterfaces};
-    let external = if args.external_interface.is_empty() {
-        interfaces::of_default_routes()?
-    } else {
-        args.external_interface.clone()
-    };
+fn probed_ebpf(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> {
+    let found = kubenet_ebpf::probe()?;
+    let chosen = ebpf(args)?;
+    tracing::info!(?found, "eBPF is chosen");
+    Ok(chosen)
+}
+
+/// Those that were given, or those of the default routes.
+#[cfg(target_os = "linux")]
+fn external_interfaces(args: &Args) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    if !args.external_interface.is_empty() {
+        return Ok(args.external_interface.clone());
+    }
+    let external = crate::interfaces::of_default_routes()?;
     if external.is_empty() {
         return Err("no default route says which interface is external: use --external-interface".into());
     }
+    Ok(external)
+}
+
+#[cfg(target_os = "linux")]
+fn ebpf(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> {
+    use crate::interfaces::PodInterfaces;
+    let external = external_interfaces(args)?;
     tracing::info!(?external, "external interfaces");
     let mut builder = kubenet_ebpf::EbpfDatapath::builder().cgroup(&args.cgroup);
     for name in external {

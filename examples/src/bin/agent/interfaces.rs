@@ -105,20 +105,9 @@ impl PodInterfaces {
 
 /// Names and indices of the interfaces whose names begin so.
 fn interfaces(prefix: &str) -> io::Result<BTreeMap<String, u32>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir("/sys/class/net")? {
-        let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        if !name.starts_with(prefix) {
-            continue;
-        }
-        // One that is gone by now has no index.
-        let index = fs::read_to_string(entry.path().join("ifindex")).ok();
-        if let Some(index) = index.and_then(|index| index.trim().parse().ok()) {
-            found.insert(name, index);
-        }
-    }
-    Ok(found)
+    let all = nix::net::if_::if_nameindex()?;
+    let named = all.iter().filter_map(|one| Some((one.name().to_str().ok()?.to_owned(), one.index())));
+    Ok(named.filter(|(name, _)| name.starts_with(prefix)).collect())
 }
 
 /// Something whenever an interface comes, goes or changes.
