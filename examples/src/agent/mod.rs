@@ -2,7 +2,7 @@
 //!
 //! | file | its subject |
 //! |---|---|
-//! | `watch.rs`, `raw.rs` | Lists and watches that recover by themselves |
+//! | `client.rs`, `watch.rs`, `raw.rs` | Lists and watches that recover by themselves |
 //! | `feed.rs` | From what they deliver to changes of the router |
 //! | `observe.rs`, `progress.rs` | From the router's events to metrics and reports |
 //! | `reports.rs` | Kubernetes Events |
@@ -11,6 +11,7 @@
 //!
 //! It is a library, so that tests can run it against an API server of their own; `src/bin/agent` is the program.
 
+mod client;
 mod config;
 mod feed;
 mod health;
@@ -39,7 +40,7 @@ use kubenet_core::{
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-pub use self::config::Config;
+pub use self::{client::client, config::Config};
 use self::{
     feed::{Delivery, Feed},
     health::Health,

@@ -1,5 +1,7 @@
 //! What goes wrong between the agent and the API server.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::support::{
@@ -136,6 +138,19 @@ async fn failures_of_the_server_are_outlived() {
     rig.api.cut(Kind::Service);
     rig.api.put(Kind::Service, service("b", B));
     rig.routes(B, "reject").await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_every_watch_at_once_is_not_flooded() {
+    let rig = serving().await;
+    rig.api.end_watches_at_once(true);
+    rig.api.cut(Kind::Service);
+    let began = Instant::now();
+    eventually(|| "it is asked again and again".into(), || rig.api.requests(Kind::Service).len() > 100).await;
+    assert!(began.elapsed() > Duration::from_secs(1), "at a rate");
+    rig.api.end_watches_at_once(false);
+    rig.api.put(Kind::Service, service("c", C));
+    rig.routes(C, "reject").await;
 }
 
 #[tokio::test]

@@ -68,6 +68,8 @@ struct State {
     gone: Gone,
     /// Streamed lists end before they are complete.
     breaks_streams: bool,
+    /// Watches end as soon as they begin.
+    ends_watches: bool,
     /// Requests whose path or query contains the text fail so many times, with this status.
     faults: Vec<(&'static str, usize, u16)>,
     /// Kinds whose lists and watches are not answered for now.
@@ -97,6 +99,7 @@ impl ApiServer {
             streams_lists: true,
             gone: Gone::Event,
             breaks_streams: false,
+            ends_watches: false,
             faults: Vec::new(),
             held: BTreeSet::new(),
             events: Vec::new(),
@@ -113,7 +116,7 @@ impl ApiServer {
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::try_from(kube::Config::new(self.url().parse().unwrap())).unwrap()
+        kubenet_examples::agent::client(kube::Config::new(self.url().parse().unwrap())).unwrap()
     }
 
     fn with<R>(&self, job: impl FnOnce(&mut State) -> R) -> R {
@@ -147,6 +150,11 @@ impl ApiServer {
     /// Streamed lists end before they are complete.
     pub(crate) fn break_streamed_lists(&self) {
         self.with(|state| state.breaks_streams = true);
+    }
+
+    /// Watches that are resumed end at once.
+    pub(crate) fn end_watches_at_once(&self, end: bool) {
+        self.with(|state| state.ends_watches = end);
     }
 
     pub(crate) fn gone(&self, gone: Gone) {
@@ -365,6 +373,10 @@ fn watch(state: &mut State, kind: Kind, parameters: &HashMap<String, String>) ->
     }
     let from = if streams { None } else { Some(parameters["resourceVersion"].parse().unwrap()) };
     let (now, gone) = (state.version, state.gone);
+    if state.ends_watches && !streams {
+        let (_, lines) = mpsc::unbounded_channel();
+        return stream_lines(lines);
+    }
     match state.store(kind).watch(now, selector(parameters), from) {
         Some(lines) => stream_lines(lines),
         None if gone == Gone::Status => failure(410, "too old resource version"),

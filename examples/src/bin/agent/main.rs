@@ -73,5 +73,5 @@ async fn client(args: &Args) -> Result<Client, Box<dyn Error>> {
     if let Some(url) = &args.apiserver {
         config.cluster_url = url.parse().map_err(|error| format!("--apiserver {url}: {error}"))?;
     }
-    Ok(Client::try_from(config)?)
+    Ok(agent::client(config)?)
 }
