@@ -7,7 +7,7 @@ use std::{
 };
 
 use kubenet_core::{
-    datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Limitation},
+    datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Feature, Limitation},
     route::FrontendKind,
     worker::Worker,
 };
@@ -102,6 +102,7 @@ impl From<io::Error> for StartError {
 fn capabilities(found: &Found) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
+    capabilities.features.insert(Feature::RejectUnknownPorts);
     capabilities.families = found.families().into_iter().collect();
     capabilities.keep_on_close = true;
     capabilities.node_udp_follows = found.conntrack;
