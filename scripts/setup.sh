@@ -58,6 +58,7 @@ test)
 	bpf_tools
 	missing must iptables has_command iptables
 	missing must iproute2 has_command ip
+	missing must conntrack has_command conntrack
 	;;
 bpf) bpf_tools ;;
 *)

@@ -37,13 +37,14 @@ pub fn service(i: u32) -> Result<Service, InvalidObject> {
 }
 
 /// The slice of Service number `i` with `endpoints` endpoints on ten nodes. Another `generation` has another
-/// first endpoint.
+/// last endpoint.
 ///
 /// # Errors
 /// Numbers that leave the address range.
 pub fn slice(i: u32, endpoints: u32, generation: u32) -> Result<EndpointSlice, InvalidObject> {
     let first = (20 << 24) + i * (endpoints + 2);
-    let addresses = (1..endpoints).chain([endpoints + generation % 2]);
+    let last = (endpoints > 0).then_some(endpoints + generation % 2);
+    let addresses = (1..endpoints).chain(last);
     EndpointSlice::builder("bench", format!("service-{i}-1"), format!("service-{i}"), IpFamily::V4)
         .port(EndpointPort::new("http", Protocol::Tcp, PORT))
         .endpoints(addresses.map(|n| {

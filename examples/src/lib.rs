@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod manifests;
 pub mod node;
 
 /// The README's embedding example, compiled as it stands there.

@@ -22,6 +22,7 @@
 //! | [`datapath`] | The trait that the kernel mechanisms implement |
 //! | [`router`] | [`ServiceRouter`](router::ServiceRouter): from changes to the kernel, with retries and audits |
 //! | [`health`] | Answers to the health checks of load balancers and of the proxy itself; served with feature `health-server` |
+//! | [`maglev`] | Consistent hashing: which backend serves which client, the same on every node |
 //! | [`worker`] | A thread for blocking work, for authors of datapaths |
 //!
 //! No async runtime is needed: everything works under tokio, smol or a plain `block_on`.

@@ -3,11 +3,13 @@ use std::{path::PathBuf, time::Duration};
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
     model::IpFamily,
+    route::RouteTable,
 };
 
 use crate::{
     config::{Config, LONGEST_PREFIX, Settings, Variant},
     datapath::IptablesDatapath,
+    preview::Preview,
     start,
 };
 
@@ -143,6 +145,33 @@ impl IptablesBuilder {
     pub fn probe(&self) -> Result<Probe, DatapathError> {
         self.check()?;
         start::probe(&self.0)
+    }
+
+    /// What the datapath would be told to apply for a table, from nothing, or, where `before` is given, to get from
+    /// that table to this one. Needs no privileges and asks the machine nothing: both families are planned unless
+    /// [`families`](Self::families) says otherwise, for an iptables of today.
+    ///
+    /// ```
+    /// use kubenet_core::{model::*, resolve::resolve};
+    /// use kubenet_iptables::IptablesDatapath;
+    /// # if cfg!(target_os = "linux") {
+    /// let node = NodeInfo::builder("node-a").address("10.0.0.1".parse()?).build()?;
+    /// let web = Service::builder("demo", "web")
+    ///     .cluster_ip("10.96.0.10".parse()?)
+    ///     .port(ServicePort::new("http", Protocol::Tcp, 80.try_into()?))
+    ///     .build()?;
+    /// let preview = IptablesDatapath::builder().preview(&resolve(&node, [&web], []), None)?;
+    /// assert!(preview.texts[&IpFamily::V4].contains("-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp"));
+    /// # }
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a bad setting, [`ErrorKind::Unsupported`] where the node asks for what
+    /// rules cannot do.
+    pub fn preview(&self, table: &RouteTable, before: Option<&RouteTable>) -> Result<Preview, DatapathError> {
+        self.check()?;
+        start::preview(&self.0, table, before)
     }
 
     /// Probes, and starts the datapath's thread. No rule is written before the first

@@ -20,7 +20,7 @@ use crate::{
     exec::{ExecError, Tools},
     names::Names,
     plan::{Context, Jump, Planner},
-    probe, read,
+    probe, read, refusal,
     registry::Claim,
     rule::Chains,
     save::Saved,
@@ -121,7 +121,8 @@ impl Engine {
         begun: Instant,
     ) -> Result<ApplyReport, DatapathError> {
         let mut report = ApplyReport::new(table.revision());
-        let served = self.served(table, &mut report);
+        let (served, failed) = refusal::divide(self.name, &self.capabilities, table);
+        report.failed = failed;
         let planner = Planner::new(Arc::clone(&self.context), served);
         let saved = self.save_all("replace")?;
         let jumps = self.context.jumps();
@@ -341,19 +342,7 @@ impl Engine {
         self.tools.iter().map(|tools| Ok((tools.family, self.save(operation, tools)?))).collect()
     }
 
-    /// The routes that can be served; the others go into the report.
-    fn served(&self, table: &RouteTable, report: &mut ApplyReport) -> RouteTable {
-        let mut served = Vec::with_capacity(table.len());
-        for route in table.routes() {
-            match self.refuse(route) {
-                None => served.push(Arc::clone(route)),
-                Some(failed) => report.failed.push(failed),
-            }
-        }
-        RouteTable::new(table.revision(), Arc::clone(table.node()), served)
-    }
-
-    /// The same for a delta. A route that cannot be served is removed.
+    /// A delta without the routes that cannot be served, which go into the report. Their frontends are removed.
     fn servable(&self, delta: Arc<RouteDelta>, report: &mut ApplyReport) -> Arc<RouteDelta> {
         report.failed = delta.upserts.iter().filter_map(|route| self.refuse(route)).collect();
         if report.failed.is_empty() {
@@ -367,25 +356,7 @@ impl Engine {
     }
 
     fn refuse(&self, route: &Route) -> Option<FailedRoute> {
-        let family = route.frontend.family();
-        let (kind, message) = match self.capabilities.check(route) {
-            Err(message) => (ErrorKind::Unsupported, message),
-            Ok(()) => {
-                let stranger = route.backends().find(|b| IpFamily::of(b.address) != family)?;
-                let message =
-                    format!("backend {} is not of the frontend's family, {family}", stranger.socket_addr());
-                (ErrorKind::InvalidInput, message)
-            }
-        };
-        Some(FailedRoute {
-            frontend: route.frontend,
-            service_port: route.service_port.clone(),
-            error: self.error(
-                "apply",
-                kind,
-                format!("{} ({}): {message}", route.service_port, route.frontend),
-            ),
-        })
+        refusal::refuse(self.name, &self.capabilities, route)
     }
 
     fn done(&self, mut report: ApplyReport, begun: Instant) -> ApplyReport {

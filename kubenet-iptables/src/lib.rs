@@ -4,6 +4,7 @@
 mod builder;
 mod config;
 mod datapath;
+mod preview;
 
 #[cfg(target_os = "linux")]
 mod conntrack;
@@ -23,6 +24,8 @@ mod probe;
 mod read;
 #[cfg(target_os = "linux")]
 mod record;
+#[cfg(target_os = "linux")]
+mod refusal;
 #[cfg(target_os = "linux")]
 mod registry;
 #[cfg(target_os = "linux")]
@@ -45,4 +48,5 @@ pub use self::{
     builder::{IptablesBuilder, Probe},
     config::Variant,
     datapath::IptablesDatapath,
+    preview::Preview,
 };

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use data_encoding::BASE32;
+use ipnet::IpNet;
 use kubenet_core::route::Masquerade;
 use sha2::{Digest, Sha256};
 
@@ -13,7 +14,7 @@ const HASH_LENGTH: usize = 16;
 
 /// Kinds of chains with a hash in their name. The last two are kube-proxy's alone (`XLB` up to 1.24): they are
 /// known so that a kube-proxy's rules can be taken over.
-const HASHED: [&str; 6] = ["SVC", "SVL", "EXT", "SEP", "FW", "XLB"];
+const HASHED: [&str; 7] = ["SVC", "SVL", "EXT", "SEP", "NET", "FW", "XLB"];
 
 /// The last two are kube-proxy's alone.
 const FIXED: [&str; 9] = [
@@ -107,6 +108,17 @@ impl Names {
     /// The chain of one local endpoint of a Service port.
     pub(crate) fn endpoint(&self, name_and_protocol: &str, endpoint: SocketAddr) -> ChainName {
         self.hashed("SEP", &NameHash::of(&[name_and_protocol, &endpoint.to_string()]))
+    }
+
+    /// The chain for destinations in a part of the address space: `KUBE-NET-…`.
+    pub(crate) fn part(&self, prefix: IpNet) -> ChainName {
+        self.hashed("NET", &NameHash::of(&[&prefix.to_string()]))
+    }
+
+    /// Whether it is a chain for destinations in a part of the address space.
+    pub(crate) fn is_part(&self, chain: &ChainName) -> bool {
+        let rest = chain.as_ref().strip_prefix(self.prefix.as_str());
+        rest.is_some_and(|rest| rest.starts_with("-NET-"))
     }
 
     /// The chain that marks flows for masquerading by their origin: `KUBE-MASQ-NO` for those from the node

@@ -71,7 +71,7 @@ fn served(context: &Arc<Context>, family: IpFamily, saved: &Saved, candidate: Ro
     // A wrong chain breaks every route that may pass it. Of a dispatch chain the rules are looked at one by one;
     // but one there that was not planned and is not about a single frontend may stop any packet.
     let found: BTreeMap<&ChainKey, HashSet<&Rule>> = planner
-        .dispatch_keys()
+        .dispatch_keys(family)
         .iter()
         .filter_map(|key| {
             let (found, planned) = (actual(key)?, planned.get_key_value(key)?);
@@ -102,16 +102,12 @@ struct Decoder<'a> {
 impl Decoder<'_> {
     fn routes(&self, family: IpFamily) -> Vec<Arc<Route>> {
         let names = &self.context.names;
-        let dispatch = [
-            (Table::Nat, &names.services),
-            (Table::Nat, &names.node_ports),
-            (Table::Filter, &names.services),
-            (Table::Filter, &names.node_ports),
-        ];
+        let dispatches =
+            |chain: &ChainName| [&names.services, &names.node_ports].contains(&chain) || names.is_part(chain);
         let mut routes = Vec::new();
-        for (table, name) in dispatch {
+        for (_, rules) in self.chains.iter().filter(|((_, name), _)| dispatches(name)) {
             let mut begun = String::new();
-            for rule in self.chains.get(&(table, name.clone())).iter().flat_map(|rules| rules.iter()) {
+            for rule in rules.iter() {
                 if let Some(part) = rule.comment.strip_prefix(CONTINUED) {
                     begun.push_str(part);
                     continue;

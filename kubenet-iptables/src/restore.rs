@@ -65,7 +65,8 @@ pub(crate) fn transaction(
         let kept: Vec<&Rule> = old.iter().filter(|rule| !in_new.contains(rule)).collect();
         let added = new.iter().any(|rule| !in_old.contains(rule));
         if kept.is_empty() || added || old.is_empty() {
-            let both = new.iter().chain(kept.iter().copied()).cloned().collect();
+            // Old answers first: new ones may be for the address as a whole.
+            let both = kept.iter().copied().chain(new.iter()).cloned().collect();
             before.insert(key.clone(), Some(both));
         }
         if !kept.is_empty() {

@@ -47,6 +47,12 @@ impl ChainName {
     }
 }
 
+impl AsRef<str> for ChainName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

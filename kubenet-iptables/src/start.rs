@@ -1,14 +1,16 @@
 //! From a configuration to a running datapath.
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{Arc, mpsc},
     thread,
 };
 
 use kubenet_core::{
-    datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Limitation},
-    route::FrontendKind,
+    datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Feature, Limitation},
+    model::IpFamily,
+    route::{FrontendKind, RouteTable},
     worker::Worker,
 };
 
@@ -19,9 +21,13 @@ use crate::{
     engine::Engine,
     names::Names,
     netns,
-    plan::Context,
+    plan::{self, Context, Planner},
+    preview::Preview,
     probe::{self, Found},
+    refusal,
     registry::{Claim, Place},
+    restore::{self, JumpEdit},
+    rule::Chains,
 };
 
 impl From<&Found> for Probe {
@@ -99,9 +105,66 @@ impl From<io::Error> for StartError {
     }
 }
 
-fn capabilities(found: &Found) -> Capabilities {
+/// See [`IptablesBuilder::preview`](crate::IptablesBuilder::preview).
+pub(crate) fn preview(
+    config: &Config,
+    table: &RouteTable,
+    before: Option<&RouteTable>,
+) -> Result<Preview, DatapathError> {
+    const NAME: &str = "iptables";
+    let mut capabilities = routing_capabilities();
+    let families = config.families.clone().unwrap_or_else(|| IpFamily::ALL.to_vec());
+    capabilities.families = families.iter().copied().collect();
+    let check = |table: &RouteTable| {
+        capabilities
+            .check_node(table.node())
+            .map_err(|why| DatapathError::new(NAME, "preview", ErrorKind::Unsupported, why))
+    };
+    check(table)?;
+    let names = Names::new(&config.prefix);
+    let context = Arc::new(Context { names, random_fully: true, families: families.clone() });
+    let (served, failed) = refusal::divide(NAME, &capabilities, table);
+    let plan = |table| Planner::new(Arc::clone(&context), table);
+    let mut texts = BTreeMap::new();
+    match before {
+        None => {
+            let planner = plan(served);
+            // Each goes to the top, so the last comes first.
+            let jumps = context.jumps().into_iter().rev();
+            let jumps: Vec<_> = jumps.map(|jump| move |family| JumpEdit::insert(&jump, family)).collect();
+            for family in families {
+                let (none, chains) = (Chains::new(), planner.chains(family).cloned().unwrap_or_default());
+                let edits: Vec<_> = jumps.iter().map(|jump| jump(family)).collect();
+                let all = plan::changes(&none, &chains);
+                texts.insert(family, restore::transaction(family, &none, &all, &edits));
+            }
+        }
+        Some(before) => {
+            check(before)?;
+            let planner = plan(refusal::divide(NAME, &capabilities, before).0);
+            let delta = planner.table().diff(&served);
+            if delta.is_empty() {
+                return Ok(Preview { texts, failed });
+            }
+            for (family, changes) in planner.step(Arc::new(delta)).changes {
+                let old = planner.chains(family).cloned().unwrap_or_default();
+                texts.insert(family, restore::transaction(family, &old, &changes, &[]));
+            }
+        }
+    }
+    Ok(Preview { texts, failed })
+}
+
+/// What rules can say on every machine.
+fn routing_capabilities() -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
+    capabilities.features.insert(Feature::RejectUnknownPorts);
+    capabilities
+}
+
+fn capabilities(found: &Found) -> Capabilities {
+    let mut capabilities = routing_capabilities();
     capabilities.families = found.families().into_iter().collect();
     capabilities.keep_on_close = true;
     capabilities.node_udp_follows = found.conntrack;
@@ -111,10 +174,6 @@ fn capabilities(found: &Found) -> Capabilities {
             what: "backends that dial their own Service",
             why: "a backend that is not known to be on this node is left out for its own flows, unless it is \
                   the last of its Service: that needs no chain per backend",
-        },
-        Limitation {
-            what: "ports of a cluster IP that are no Service ports",
-            why: "packets to them are routed on: there are rules for frontends only",
         },
         Limitation {
             what: "UDP flows at a swap",

@@ -7,7 +7,7 @@ use kubenet_core::{
     route::{RouteDelta, RouteTable},
 };
 
-use crate::{builder::Probe, config::Config, datapath::IptablesDatapath};
+use crate::{builder::Probe, config::Config, datapath::IptablesDatapath, preview::Preview};
 
 pub(crate) enum Engine {}
 
@@ -18,6 +18,10 @@ fn unsupported<T>(operation: &'static str) -> Result<T, DatapathError> {
 
 pub(crate) fn probe(_: &Config) -> Result<Probe, DatapathError> {
     unsupported("probe")
+}
+
+pub(crate) fn preview(_: &Config, _: &RouteTable, _: Option<&RouteTable>) -> Result<Preview, DatapathError> {
+    unsupported("preview")
 }
 
 pub(crate) fn build(_: Config) -> Result<IptablesDatapath, DatapathError> {

@@ -48,12 +48,12 @@ impl Contest {
                     break;
                 }
                 let slot = contender.preference.slot(rank);
-                let at = slot as usize;
-                let wins = score < lowest[at]
-                    || score == lowest[at] && self.better(slot, usize::from(owners[at]), index) == index;
-                if wins {
-                    lowest[at] = score;
-                    owners[at] = index as u16;
+                let (lowest, owner) = (&mut lowest[slot as usize], &mut owners[slot as usize]);
+                if score < *lowest
+                    || score == *lowest && self.better(slot, usize::from(*owner), index) == index
+                {
+                    *lowest = score;
+                    *owner = index as u16;
                 }
             }
         }

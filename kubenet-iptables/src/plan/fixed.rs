@@ -7,10 +7,10 @@ use kubenet_core::{
     route::{Masquerade, NodeRouting, Origin, Revision},
 };
 
-use super::{Context, Dispatch};
+use super::Context;
 use crate::{
     record,
-    rule::{ChainChanges, ChainKey, Rule, State, Table, Target, host},
+    rule::{ChainKey, Rule, State, Table, Target, host},
 };
 
 /// A rule in a built-in chain that leads to one of ours.
@@ -148,41 +148,24 @@ impl Context {
         ((Table::Nat, self.names.masquerade(masquerade)), rules.into())
     }
 
-    /// The chains through which a destination finds its route. Flat: one rule per frontend. Addresses come
-    /// before node ports, as in [`RouteTable::lookup`](kubenet_core::route::RouteTable::lookup).
-    pub(crate) fn dispatch_chains<'a>(
-        &self,
-        node: &NodeRouting,
-        family: IpFamily,
-        dispatch: impl Iterator<Item = (bool, &'a Dispatch)>,
-    ) -> ChainChanges {
-        let names = &self.names;
-        let (mut nat, mut nat_ports, mut filter, mut filter_ports) = (vec![], vec![], vec![], vec![]);
-        for (node_port, dispatch) in dispatch {
-            let (to_nat, to_filter) = match node_port {
-                true => (&mut nat_ports, &mut filter_ports),
-                false => (&mut nat, &mut filter),
-            };
-            to_nat.extend(dispatch.nat.iter().cloned());
-            to_filter.extend(dispatch.filter.iter().cloned());
-        }
-        let to_ports: Vec<Rule> = node
-            .node_port_addresses
-            .iter()
-            .filter(|a| IpFamily::of(**a) == family)
-            .map(|a| Rule { destination: Some(host(*a)), ..Rule::jump(&names.node_ports) })
-            .map(|rule| rule.comment("kubernetes service nodeports"))
-            .collect();
-        nat.extend(to_ports.iter().cloned());
-        [
-            (Table::Nat, &names.services, nat),
-            (Table::Nat, &names.node_ports, nat_ports),
-            (Table::Filter, &names.services, filter),
-            (Table::Filter, &names.external_services, to_ports),
-            (Table::Filter, &names.node_ports, filter_ports),
-        ]
-        .into_iter()
-        .map(|(table, name, rules)| ((table, name.clone()), Some(rules.into())))
-        .collect()
+    /// The rules that lead to the node ports. They come last: an address of its own wins, as in
+    /// [`RouteTable::lookup`](kubenet_core::route::RouteTable::lookup).
+    pub(crate) fn ways_to_node_ports(&self, node: &NodeRouting, family: IpFamily) -> Vec<Rule> {
+        let ours = node.node_port_addresses.iter().filter(|a| IpFamily::of(**a) == family);
+        let way = |address: &std::net::IpAddr| Rule {
+            destination: Some(host(*address)),
+            ..Rule::jump(&self.names.node_ports).comment("kubernetes service nodeports")
+        };
+        ours.map(way).collect()
+    }
+
+    /// [N4]: what is not for a port of the Service that has this cluster IP.
+    pub(crate) fn unknown_ports(&self, cluster_ip: std::net::IpAddr) -> [Rule; 2] {
+        let refusal = |protocol, target| Rule {
+            destination: Some(host(cluster_ip)),
+            protocol: Some(protocol),
+            ..Rule::to(target).comment("no such port of the cluster IP")
+        };
+        [refusal(Protocol::Tcp, Target::RejectWithReset), refusal(Protocol::Udp, Target::RejectUnreachable)]
     }
 }

@@ -21,7 +21,8 @@ use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 use kubenet_core::{
     model::IpFamily,
     route::{
-        Backend, FrontendAddress, Masquerade, NodeRouting, Origin, Route, Target as RouteTarget, WhenEmpty,
+        Backend, FrontendAddress, FrontendKind, Masquerade, NodeRouting, Origin, Route,
+        Target as RouteTarget, WhenEmpty,
     },
 };
 
@@ -127,7 +128,8 @@ impl Group<'_> {
     /// The rules of a route in the dispatch chains; makes the chains behind them.
     fn route(&mut self, route: &Route, used: &mut BTreeSet<Masquerade>) -> Dispatch {
         let (internal, external) = (self.set_of(&route.internal), self.set_of(&route.external));
-        let mut dispatch = Dispatch { nat: Vec::new(), filter: self.answers(route) };
+        let cluster_ip = route.kind == FrontendKind::ClusterIp;
+        let mut dispatch = Dispatch { nat: Vec::new(), filter: self.answers(route), cluster_ip };
         let record = RouteRecord::of(route).comments();
         let to = match (internal, external) {
             (None, None) => None,

@@ -3,10 +3,12 @@
 //! A [`Planner`] holds the plan of a table; [`Planner::step`] says which chains a delta changes, at a cost
 //! that follows the delta, and [`Planner::commit`] takes the step once the kernel has it.
 
+mod dispatch;
 mod fixed;
 mod group;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +20,11 @@ use kubenet_core::{
     route::{Frontend, FrontendAddress, Masquerade, NodeRouting, Route, RouteDelta, RouteTable},
 };
 
-pub(crate) use self::fixed::Jump;
+use self::dispatch::{Edit, Frontends};
+pub(crate) use self::{dispatch::Dispatch, fixed::Jump};
 use crate::{
     names::{NameHash, Names},
-    rule::{ChainChanges, ChainKey, ChainName, Chains, Rule, Table, Target},
+    rule::{ChainChanges, ChainKey, ChainName, Chains, Rule, Table},
 };
 
 /// What all plans of a datapath share.
@@ -31,13 +34,6 @@ pub(crate) struct Context {
     /// Whether source ports of masqueraded flows can be chosen fully at random.
     pub(crate) random_fully: bool,
     pub(crate) families: Vec<IpFamily>,
-}
-
-/// The rules of one frontend in the dispatch chains.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Dispatch {
-    pub(crate) nat: Vec<Rule>,
-    pub(crate) filter: Vec<Rule>,
 }
 
 /// The plan of all routes of one Service port in one family.
@@ -67,7 +63,7 @@ struct Group {
 #[derive(Clone, Debug, Default)]
 struct FamilyPlan {
     chains: Chains,
-    dispatch: BTreeMap<Frontend, Dispatch>,
+    frontends: Frontends,
     /// How many groups use each masquerade chain.
     masquerades: BTreeMap<Masquerade, usize>,
 }
@@ -90,11 +86,7 @@ pub(crate) struct Step {
 
 #[derive(Debug)]
 enum Next {
-    Parts {
-        delta: Arc<RouteDelta>,
-        groups: BTreeMap<GroupKey, Group>,
-        dispatch: BTreeMap<Frontend, Option<Dispatch>>,
-    },
+    Parts { delta: Arc<RouteDelta>, groups: BTreeMap<GroupKey, Group>, edits: BTreeMap<IpFamily, Edit> },
     Whole(Box<Planner>),
 }
 
@@ -111,6 +103,7 @@ impl Planner {
         for route in table.routes() {
             members.entry(group_key(route)).or_default().push(Arc::clone(route));
         }
+        let mut dispatch: BTreeMap<IpFamily, BTreeMap<_, _>> = BTreeMap::new();
         for (key, routes) in members {
             let plan = planner.context.group(&key.1, key.0, table.node(), &routes);
             let Some(family) = planner.families.get_mut(&key.0) else { continue };
@@ -123,7 +116,8 @@ impl Planner {
                 *family.masquerades.entry(*masquerade).or_default() += 1;
             }
             family.chains.extend(plan.chains.into_iter().map(|(name, rules)| ((Table::Nat, name), rules)));
-            family.dispatch.extend(plan.dispatch);
+            let rules = plan.dispatch.into_iter().map(|(frontend, dispatch)| (frontend, Some(dispatch)));
+            dispatch.entry(key.0).or_default().extend(rules);
             planner.groups.insert(key, group);
         }
         let node = table.node();
@@ -133,9 +127,11 @@ impl Planner {
             plan.chains.extend([context.state_chain(table.revision(), node)]);
             let used = plan.masquerades.keys().map(|m| context.masquerade_chain(*m, node, *family));
             plan.chains.extend(used);
-            let dispatch = plan.dispatch.iter().map(|(f, d)| (is_node_port(f), d));
-            let chains = context.dispatch_chains(node, *family, dispatch);
+            let edit = plan.frontends.edit(context, dispatch.remove(family).unwrap_or_default());
+            plan.frontends.commit(edit);
+            let chains = plan.frontends.chains(context, node, *family);
             plan.chains.extend(chains.into_iter().filter_map(|(key, rules)| Some((key, rules?))));
+            tracing::debug!(%family, rules = plan.frontends.longest_walk(context), "longest walk to an address");
         }
         planner.table = table;
         planner
@@ -212,16 +208,19 @@ impl Planner {
         }
         dispatch.retain(|frontend, rules| {
             let family = self.families.get(&frontend.family());
-            family.is_some_and(|f| f.dispatch.get(frontend) != rules.as_ref())
+            family.is_some_and(|f| f.frontends.get(frontend) != rules.as_ref())
         });
+        let mut edits = BTreeMap::new();
         for (family, current) in &self.families {
-            let touched: BTreeMap<_, _> = dispatch.iter().filter(|(f, _)| f.family() == *family).collect();
-            if !touched.is_empty() {
-                let all = merged(&current.dispatch, &touched);
-                let chains = self.context.dispatch_chains(node, *family, all);
+            let of_family: BTreeMap<_, _> =
+                dispatch.extract_if(.., |frontend, _| frontend.family() == *family).collect();
+            if !of_family.is_empty() {
+                let edit = current.frontends.edit(&self.context, of_family);
+                let chains = current.frontends.changes(&edit, &self.context, node, *family);
                 let changed =
                     chains.into_iter().filter(|(key, rules)| current.chains.get(key) != rules.as_ref());
                 changes.entry(*family).or_default().extend(changed);
+                edits.insert(*family, edit);
             }
             let uses = self.masquerade_uses(*family, &groups);
             for (masquerade, now) in uses {
@@ -236,7 +235,7 @@ impl Planner {
         }
         changes.retain(|_, chains| !chains.is_empty());
         self.write_revision(&mut changes, &delta, node);
-        Step { changes, next: Next::Parts { delta, groups, dispatch } }
+        Step { changes, next: Next::Parts { delta, groups, edits } }
     }
 
     /// How many groups use each masquerade chain after these groups are replaced.
@@ -296,12 +295,12 @@ impl Planner {
 
     /// Takes a step.
     pub(crate) fn commit(&mut self, step: Step) {
-        let (delta, groups, dispatch) = match step.next {
+        let (delta, groups, edits) = match step.next {
             Next::Whole(planner) => {
                 *self = *planner;
                 return;
             }
-            Next::Parts { delta, groups, dispatch } => (delta, groups, dispatch),
+            Next::Parts { delta, groups, edits } => (delta, groups, edits),
         };
         let _ = self.table.apply(&delta);
         for family in self.context.families.clone() {
@@ -317,12 +316,10 @@ impl Planner {
                 self.groups.insert(key, group);
             }
         }
-        for (frontend, rules) in dispatch {
-            let Some(plan) = self.families.get_mut(&frontend.family()) else { continue };
-            match rules {
-                Some(rules) => plan.dispatch.insert(frontend, rules),
-                None => plan.dispatch.remove(&frontend),
-            };
+        for (family, edit) in edits {
+            if let Some(plan) = self.families.get_mut(&family) {
+                plan.frontends.commit(edit);
+            }
         }
         for (family, changes) in step.changes {
             let Some(plan) = self.families.get_mut(&family) else { continue };
@@ -338,21 +335,6 @@ impl Planner {
 
 fn is_node_port(frontend: &Frontend) -> bool {
     matches!(frontend.address, FrontendAddress::NodePort(_))
-}
-
-/// The dispatch rules of all frontends after some were replaced.
-fn merged<'a>(
-    current: &'a BTreeMap<Frontend, Dispatch>,
-    touched: &'a BTreeMap<&Frontend, &'a Option<Dispatch>>,
-) -> impl Iterator<Item = (bool, &'a Dispatch)> {
-    let frontends: BTreeSet<&Frontend> = current.keys().chain(touched.keys().copied()).collect();
-    frontends.into_iter().filter_map(move |frontend| {
-        let rules = match touched.get(frontend) {
-            Some(rules) => rules.as_ref(),
-            None => current.get(frontend),
-        };
-        Some((is_node_port(frontend), rules?))
-    })
 }
 
 /// What makes `new` of `old`.
@@ -378,43 +360,20 @@ impl Planner {
         chains
     }
 
-    /// The chains that dispatch.
-    pub(crate) fn dispatch_keys(&self) -> [ChainKey; 5] {
+    /// The chains that dispatch in a family.
+    pub(crate) fn dispatch_keys(&self, family: IpFamily) -> Vec<ChainKey> {
         let names = &self.context.names;
-        [
-            (Table::Nat, names.services.clone()),
-            (Table::Nat, names.node_ports.clone()),
-            (Table::Filter, names.services.clone()),
-            (Table::Filter, names.external_services.clone()),
-            (Table::Filter, names.node_ports.clone()),
-        ]
+        let dispatches = |chain: &ChainName| {
+            [&names.services, &names.node_ports, &names.external_services].contains(&chain)
+                || names.is_part(chain)
+        };
+        let chains = self.chains(family).into_iter().flat_map(Chains::keys);
+        chains.filter(|(_, chain)| dispatches(chain)).cloned().collect()
     }
 
     /// The rules that lead to a frontend's backends or answers, by chain.
-    pub(crate) fn dispatch_of(&self, frontend: &Frontend) -> Vec<(ChainKey, &[Rule])> {
-        let names = &self.context.names;
-        let rules = self.families.get(&frontend.family()).and_then(|family| family.dispatch.get(frontend));
-        let (nat, filter) = rules.map_or((&[][..], &[][..]), |rules| (&rules.nat, &rules.filter));
-        if !is_node_port(frontend) {
-            return vec![
-                ((Table::Nat, names.services.clone()), nat),
-                ((Table::Filter, names.services.clone()), filter),
-            ];
-        }
-        let mut all = vec![
-            ((Table::Nat, names.node_ports.clone()), nat),
-            ((Table::Filter, names.node_ports.clone()), filter),
-        ];
-        // The way to the node ports.
-        for (table, chain) in [(Table::Nat, &names.services), (Table::Filter, &names.external_services)] {
-            let key = (table, chain.clone());
-            let rules = self.chains(frontend.family()).and_then(|chains| chains.get(&key));
-            let rules = rules.map(|rules| &rules[..]).unwrap_or_default();
-            // They come last.
-            let ports = Target::Jump(names.node_ports.clone());
-            let first = rules.iter().position(|rule| rule.target.as_ref() == Some(&ports));
-            all.push((key, first.map_or(&[][..], |first| &rules[first..])));
-        }
-        all
+    pub(crate) fn dispatch_of(&self, frontend: &Frontend) -> Vec<(ChainKey, Vec<Rule>)> {
+        let family = self.families.get(&frontend.family());
+        family.map(|f| f.frontends.ways(&self.context, self.table.node(), frontend)).unwrap_or_default()
     }
 }

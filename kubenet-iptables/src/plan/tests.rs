@@ -14,6 +14,7 @@ use crate::{
     names::Names,
     read,
     restore::{self, JumpEdit},
+    rule::Target,
     save::Saved,
 };
 
@@ -89,6 +90,8 @@ fn a_cluster_ip_is_one_jump_and_a_chain_that_picks() {
 -A KUBE-EXTERNAL-SERVICES -d 10.0.0.1/32 -m comment --comment "kubernetes service nodeports" -j KUBE-NODEPORTS
 -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment "kubernetes forwarding conntrack rule" -j ACCEPT
 -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -m comment --comment "kubernetes forwarding rules" -j ACCEPT
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
+-A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
 COMMIT
 *nat
 :KUBE-MARK-MASQ - [0:0]
@@ -169,9 +172,13 @@ fn empty_routes_are_answered_in_filter_and_take_no_chain() {
     let expected = r#"
 -A KUBE-NODEPORTS -p udp -m udp --dport 30080 -m comment --comment "demo/quiet:http has no endpoints" -j DROP
 -A KUBE-SERVICES -d 10.96.0.11/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/none:http cluster IP masq=node,outside empty=reject" -j REJECT --reject-with tcp-reset
+-A KUBE-SERVICES -d 10.96.0.11/32 -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
+-A KUBE-SERVICES -d 10.96.0.11/32 -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
 -A KUBE-SERVICES -s 10.244.0.0/16 -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/both:http cluster IP masq=node,outside empty=reject/drop" -j REJECT --reject-with tcp-reset
 -A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -m addrtype --src-type LOCAL -m comment --comment "demo/both:http" -j REJECT --reject-with tcp-reset
 -A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/both:http" -j DROP
+-A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
+-A KUBE-SERVICES -d 10.96.0.12/32 -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
 "#;
     assert_eq!(
         rules_of(filter, &["KUBE-NODEPORTS", "KUBE-SERVICES"]),

@@ -6,10 +6,10 @@ use futures::executor::block_on;
 use kubenet_core::{
     cluster::{Change, Cluster, FrontendConflict},
     datapath::Datapath,
-    kubernetes::{ManifestError, Manifests},
     model::{EndpointSlice, NodeInfo, ObjectName, Service},
     route::{Route, ServicePortName},
 };
+use kubenet_examples::manifests;
 use kubenet_testkit::memory::MemoryDatapath;
 
 use crate::args::Args;
@@ -24,15 +24,9 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Reads the manifests. What is wrong with one object is told and hides no other.
+    /// Reads the manifests, and programs what they mean.
     pub(crate) fn load(args: &Args) -> Result<Self, Box<dyn Error>> {
-        let manifests = Manifests::load_all(&args.manifests).or_else(go_on_with_the_rest)?;
-        for notice in &manifests.notices {
-            eprintln!("note: {notice}");
-        }
-        for skipped in &manifests.skipped {
-            eprintln!("skipped: {skipped}");
-        }
+        let manifests = manifests::load(&args.manifests)?;
         let node = args.node.node(&manifests.nodes)?;
         if node.addresses().is_empty() {
             eprintln!("note: the node has no address: node ports answer nowhere. Give --node-ip, or a Node");
@@ -65,16 +59,4 @@ impl Model {
         let slices = self.slices.get(&name).map_or(&[][..], Vec::as_slice);
         Some((self.services.get(&name)?, slices))
     }
-}
-
-fn go_on_with_the_rest(error: ManifestError) -> Result<Manifests, Box<dyn Error>> {
-    let report = error.to_string();
-    // A file that cannot be read is a mistake in the call.
-    if error.problems().iter().any(|problem| problem.origin.document.is_none()) {
-        return Err(report.into());
-    }
-    for line in report.lines() {
-        eprintln!("refused: {line}");
-    }
-    Ok(error.into_usable())
 }

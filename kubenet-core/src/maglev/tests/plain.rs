@@ -1,7 +1,7 @@
 //! Maglev as published, to compare with: backends take turns, and each takes the next slot on its list that is
 //! free. The benchmark includes this file, too.
 
-/// The owner of each slot, from two random numbers of each backend. `size` is a prime.
+/// The owner of each slot, from two random numbers of each backend. There is a backend, and `size` is a prime.
 pub(super) fn plain_maglev(backends: &[(u64, u64)], size: usize) -> Vec<u16> {
     let modulus = size as u64;
     let mut lists: Vec<_> = backends
@@ -13,7 +13,10 @@ pub(super) fn plain_maglev(backends: &[(u64, u64)], size: usize) -> Vec<u16> {
     loop {
         for (index, (next, skip)) in lists.iter_mut().enumerate() {
             while slots[*next].is_some() {
-                *next = (*next + *skip) % size;
+                *next += *skip;
+                if *next >= size {
+                    *next -= size;
+                }
             }
             slots[*next] = Some(index as u16);
             free -= 1;

@@ -1,0 +1,243 @@
+//! How a packet finds the rules of its destination: a tree of chains, each of which matches a part of the
+//! address.
+//!
+//! kube-proxy has one rule per frontend in `KUBE-SERVICES`, and the first packet of each connection walks half
+//! of them. Here a chain holds the rules of at most [`LEAF`] addresses; where there are more, it holds a jump for
+//! each of four parts of what the addresses have in common. A packet meets O(log n) rules, and a change of one
+//! address changes one leaf. As long as there are few addresses, all is in `KUBE-SERVICES`, as in kube-proxy.
+//!
+//! The tree is a function of the addresses and of nothing else, so that the rules of an earlier run can be
+//! compared with those that are wanted.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::{
+    names::Names,
+    rule::{ChainName, Rule, Target},
+};
+
+/// So many addresses share a chain.
+const LEAF: usize = 16;
+/// A chain divides by so many bits of the address.
+const BITS: u8 = 2;
+/// The kernel follows 16 jumps (`NFT_JUMP_STACK_SIZE`), and others are needed before and behind the tree. Only
+/// addresses that somebody chose to be awkward get there; the last chain then holds more than [`LEAF`].
+const DEPTH: u8 = 9;
+
+/// The rules of each address, all of one family.
+pub(crate) type Leaves = BTreeMap<IpAddr, Arc<[Rule]>>;
+/// New rules of addresses, or `None` for those that are to have none.
+pub(crate) type LeafEdits = BTreeMap<IpAddr, Option<Arc<[Rule]>>>;
+/// Chains of a tree, with their rules, or `None` for those that are to go.
+pub(crate) type TreeChanges = BTreeMap<ChainName, Option<Vec<Rule>>>;
+
+/// A tree of one table, below one chain.
+pub(crate) struct Tree<'a> {
+    pub(crate) names: &'a Names,
+    pub(crate) root: &'a ChainName,
+    pub(crate) leaves: &'a Leaves,
+    /// What counts in the place of `leaves`, where it says something.
+    pub(crate) edits: &'a LeafEdits,
+}
+
+/// A place where a node may be: the addresses that it may hold, and how many chains are above it.
+#[derive(Clone, Copy)]
+struct Region {
+    net: IpNet,
+    depth: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Node {
+    /// The longest prefix that all its addresses have.
+    prefix: IpNet,
+    depth: u8,
+    /// Whether it divides.
+    inner: bool,
+}
+
+impl Node {
+    fn children(self) -> impl Iterator<Item = Region> {
+        let parts = if self.inner { divide(self.prefix) } else { Vec::new() };
+        parts.into_iter().map(move |net| Region { net, depth: self.depth + 1 })
+    }
+}
+
+impl Tree<'_> {
+    /// All chains of the tree.
+    pub(crate) fn chains(&self) -> TreeChanges {
+        let mut chains = TreeChanges::from([(self.root.clone(), Some(Vec::new()))]);
+        if let Some(top) = self.top() {
+            self.add(top, &mut chains);
+        }
+        chains
+    }
+
+    /// What the edits change.
+    pub(crate) fn changes(&self) -> TreeChanges {
+        static NO_EDITS: LeafEdits = LeafEdits::new();
+        let old = &Tree { edits: &NO_EDITS, ..*self };
+        let mut changes = TreeChanges::new();
+        match (old.top(), self.top()) {
+            (None, None) => {}
+            (Some(was), None) => {
+                old.remove(was, &mut changes);
+                changes.insert(self.root.clone(), Some(Vec::new()));
+            }
+            (None, Some(is)) => self.add(is, &mut changes),
+            (Some(was), Some(is)) => self.change(old, was, is, &mut changes),
+        }
+        changes
+    }
+
+    fn change(&self, old: &Tree<'_>, was: Node, is: Node, changes: &mut TreeChanges) {
+        let same_place = was.prefix == is.prefix && was.depth == is.depth;
+        if same_place && range(self.edits, is.prefix).next().is_none() {
+            return;
+        }
+        if !(same_place && was.inner && is.inner) {
+            // One that divides no more, or only now, has few addresses. One that has moved has more only where
+            // the addresses around it come or go; then most of its chains turn out to be as they were.
+            old.remove(was, changes);
+            self.add(is, changes);
+            return;
+        }
+        self.set(is, changes);
+        for region in is.children() {
+            match (old.node(region), self.node(region)) {
+                (None, None) => {}
+                (Some(was), None) => old.remove(was, changes),
+                (None, Some(is)) => self.add(is, changes),
+                (Some(was), Some(is)) => self.change(old, was, is, changes),
+            }
+        }
+    }
+
+    fn top(&self) -> Option<Node> {
+        let net = match self.leaves.keys().chain(self.edits.keys()).next()? {
+            IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+            IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+        };
+        self.node(Region { net, depth: 0 })
+    }
+
+    fn node(&self, region: Region) -> Option<Node> {
+        let (low, high) = (self.kept(region.net).next(), self.kept(region.net).next_back());
+        let (first, last) = (self.edited(region.net).next(), self.edited(region.net).next_back());
+        let low = low.into_iter().chain(first).map(|(address, _)| address).min()?;
+        let high = high.into_iter().chain(last).map(|(address, _)| address).max()?;
+        let prefix = common_prefix(*low, *high)?;
+        let several = || self.kept(prefix).chain(self.edited(prefix)).nth(LEAF).is_some();
+        Some(Node { prefix, depth: region.depth, inner: region.depth < DEPTH && several() })
+    }
+
+    /// The leaves that no edit is about.
+    fn kept(&self, net: IpNet) -> impl DoubleEndedIterator<Item = (&IpAddr, &Arc<[Rule]>)> {
+        range(self.leaves, net).filter(|(address, _)| !self.edits.contains_key(*address))
+    }
+
+    fn edited(&self, net: IpNet) -> impl DoubleEndedIterator<Item = (&IpAddr, &Arc<[Rule]>)> {
+        range(self.edits, net).filter_map(|(address, rules)| Some((address, rules.as_ref()?)))
+    }
+
+    fn chain(&self, node: Node) -> ChainName {
+        if node.depth == 0 { self.root.clone() } else { self.names.part(node.prefix) }
+    }
+
+    fn rules(&self, node: Node) -> Vec<Rule> {
+        if !node.inner {
+            let held: BTreeMap<_, _> = self.kept(node.prefix).chain(self.edited(node.prefix)).collect();
+            return held.into_values().flat_map(|rules| rules.iter().cloned()).collect();
+        }
+        let parts = node.children().filter_map(|region| self.node(region));
+        parts.map(|part| self.way(node, part)).collect()
+    }
+
+    /// The rule that leads from a chain to one of its parts. Below the root packets need not come back.
+    fn way(&self, node: Node, part: Node) -> Rule {
+        let chain = self.chain(part);
+        let target = if node.depth == 0 { Target::Jump(chain) } else { Target::Goto(chain) };
+        Rule { destination: Some(part.prefix), ..Rule::to(target) }
+    }
+
+    fn set(&self, node: Node, changes: &mut TreeChanges) {
+        changes.insert(self.chain(node), Some(self.rules(node)));
+    }
+
+    fn add(&self, node: Node, changes: &mut TreeChanges) {
+        self.set(node, changes);
+        for part in node.children().filter_map(|region| self.node(region)) {
+            self.add(part, changes);
+        }
+    }
+
+    /// Chains that are set in the same change stay.
+    fn remove(&self, node: Node, changes: &mut TreeChanges) {
+        changes.entry(self.chain(node)).or_insert(None);
+        for part in node.children().filter_map(|region| self.node(region)) {
+            self.remove(part, changes);
+        }
+    }
+
+    /// The chains that a packet to this address passes, each with the rule that leads on; the last has the
+    /// address's own rules. `None` where the address has no rules.
+    pub(crate) fn path(&self, address: IpAddr) -> Option<Vec<(ChainName, Option<Rule>)>> {
+        match self.edits.get(&address) {
+            Some(edited) => drop(edited.as_ref()?),
+            None => drop(self.leaves.get(&address)?),
+        }
+        let mut path = Vec::new();
+        let mut node = self.top()?;
+        loop {
+            let next = node
+                .children()
+                .find(|region| region.net.contains(&address))
+                .and_then(|region| self.node(region));
+            path.push((self.chain(node), next.map(|next| self.way(node, next))));
+            match next {
+                Some(next) => node = next,
+                None => return Some(path),
+            }
+        }
+    }
+
+    /// The most rules that a packet can meet before it has met all of its address's own.
+    pub(crate) fn longest_walk(&self) -> usize {
+        fn below(tree: &Tree<'_>, node: Node) -> usize {
+            let parts = node.children().filter_map(|region| tree.node(region));
+            let deepest = parts.enumerate().map(|(i, part)| i + 1 + below(tree, part)).max();
+            deepest.unwrap_or_else(|| tree.rules(node).len())
+        }
+        self.top().map_or(0, |top| below(self, top))
+    }
+}
+
+fn range<T>(map: &BTreeMap<IpAddr, T>, net: IpNet) -> std::collections::btree_map::Range<'_, IpAddr, T> {
+    map.range(net.network()..=net.broadcast())
+}
+
+/// The longest prefix that two addresses of one family share.
+fn common_prefix(low: IpAddr, high: IpAddr) -> Option<IpNet> {
+    let net = match (low, high) {
+        (IpAddr::V4(low), IpAddr::V4(high)) => {
+            let length = (u32::from(low) ^ u32::from(high)).leading_zeros();
+            IpNet::V4(Ipv4Net::new(low, u8::try_from(length).ok()?).ok()?)
+        }
+        (IpAddr::V6(low), IpAddr::V6(high)) => {
+            let length = (u128::from(low) ^ u128::from(high)).leading_zeros();
+            IpNet::V6(Ipv6Net::new(low, u8::try_from(length).ok()?).ok()?)
+        }
+        _ => return None,
+    };
+    Some(net.trunc())
+}
+
+fn divide(net: IpNet) -> Vec<IpNet> {
+    let length = (net.prefix_len() + BITS).min(net.max_prefix_len());
+    net.subnets(length).map(Iterator::collect).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;
