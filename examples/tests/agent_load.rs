@@ -32,6 +32,8 @@ use self::support::{
 };
 
 const SERVICES: usize = 5_000;
+/// One test at a time: the figures are of an otherwise idle process.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// A memory datapath that remembers what each update changed.
 #[derive(Debug, Default)]
@@ -140,6 +142,7 @@ async fn phase(what: &str, applied: &Applied, count: usize, rate: u32, change: i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_services_are_created_changed_and_deleted() {
+    let _turn = TURN.lock().await;
     let api = ApiServer::start().await;
     api.put(Kind::Node, node());
     let datapath = Arc::new(Recording::default());
@@ -165,6 +168,7 @@ async fn five_thousand_services_are_created_changed_and_deleted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_services_that_are_there_already() {
+    let _turn = TURN.lock().await;
     for pages in [false, true] {
         let api = ApiServer::start().await;
         api.put(Kind::Node, node());

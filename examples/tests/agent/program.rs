@@ -5,6 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -51,11 +52,13 @@ impl Program {
 
     /// Waits for its end: whether it succeeded.
     async fn ends(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(20);
         loop {
+            assert!(Instant::now() < deadline, "it goes on: {}", self.log.lock());
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
