@@ -314,7 +314,7 @@ fn o4_an_address_of_the_wrong_family_is_ignored_and_told() {
     let expected = [
         format!("Service demo/web: spec.externalIPs[0]: 2001:db8:1::1 {told}"),
         format!("Service demo/web: status.loadBalancer.ingress[1]: 2001:db8:2::1 {told}"),
-        format!("Service demo/web: spec.loadBalancerSourceRanges[0]: 2001:db8:: {told}"),
+        format!("Service demo/web: spec.loadBalancerSourceRanges[0]: 2001:db8::/32 {told}"),
     ];
     assert_eq!(world.told, expected);
 }
