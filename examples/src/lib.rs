@@ -1,6 +1,7 @@
 //! Example programs that embed kubenet: see `src/bin`. Here is what they share.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod manifests;
 pub mod node;
 

@@ -1,4 +1,8 @@
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hash, RandomState},
+    marker::PhantomData,
+};
 
 use k8s_openapi::{
     api::{core::v1, discovery::v1 as discovery},
@@ -183,7 +187,7 @@ impl Intake {
 }
 
 /// A kind of object that is declared to the router.
-trait Declared: Clone + PartialEq + Into<Change> {
+trait Declared: Hash + Into<Change> {
     fn name(&self) -> &ObjectName;
     fn removal(name: ObjectName) -> Change;
 }
@@ -222,17 +226,19 @@ impl Key {
 /// All objects of one kind that are ours.
 #[derive(Debug)]
 struct Known<T> {
-    objects: HashMap<Key, Object<T>>,
+    objects: HashMap<Key, Object>,
+    hasher: RandomState,
+    kind: PhantomData<T>,
     /// The number of the current list, or of the last one.
     list: u64,
     /// Whether a list was complete.
     complete: bool,
 }
 
-#[derive(Debug)]
-struct Object<T> {
+#[derive(Debug, Default)]
+struct Object {
     /// The last good state. `None` where it was never good.
-    declared: Option<T>,
+    declared: Option<Fingerprint>,
     /// `resourceVersion` of what was seen last, good or bad.
     version: Option<Box<str>>,
     /// Why that was refused.
@@ -242,15 +248,23 @@ struct Object<T> {
     list: u64,
 }
 
-impl<T> Default for Known<T> {
-    fn default() -> Self {
-        Self { objects: HashMap::new(), list: 0, complete: false }
-    }
+/// What is remembered of an object that the router has: a copy would take as much memory again. Of two states
+/// that differ, one in 2^64 pairs looks equal.
+#[derive(Debug, PartialEq)]
+struct Fingerprint {
+    name: ObjectName,
+    hash: u64,
 }
 
-impl<T> Default for Object<T> {
+impl<T> Default for Known<T> {
     fn default() -> Self {
-        Self { declared: None, version: None, problems: Vec::new(), notices: Vec::new(), list: 0 }
+        Self {
+            objects: HashMap::new(),
+            hasher: RandomState::new(),
+            kind: PhantomData,
+            list: 0,
+            complete: false,
+        }
     }
 }
 
@@ -271,14 +285,17 @@ impl<T: Declared> Known<T> {
             Ok(Conversion::Ours(object, notices)) => Ok((object, notices)),
             Err(problems) => Err(problems),
         };
+        let fingerprint =
+            |object: &T| Fingerprint { name: object.name().clone(), hash: self.hasher.hash_one(object) };
         let known = self.objects.entry(key).or_default();
         known.list = self.list;
         known.version = version.map(Into::into);
         let mut taken = Taken::default();
         match converted {
             Ok((object, notices)) => {
-                if known.declared.as_ref() != Some(&object) {
-                    known.declared = Some(object.clone());
+                let declared = Some(fingerprint(&object));
+                if known.declared != declared {
+                    known.declared = declared;
                     taken.changes.push(object.into());
                 }
                 known.problems.clear();
@@ -307,7 +324,7 @@ impl<T: Declared> Known<T> {
     fn remove(&mut self, key: &Key) -> Taken {
         let mut taken = Taken::default();
         if let Some(object) = self.objects.remove(key) {
-            taken.changes.extend(object.removal());
+            taken.changes.extend(object.removal::<T>());
         }
         taken
     }
@@ -319,7 +336,7 @@ impl<T: Declared> Known<T> {
     fn end(&mut self) -> Taken {
         self.complete = true;
         let gone = self.objects.extract_if(|_, object| object.list != self.list);
-        Taken { changes: gone.filter_map(|(_, object)| object.removal()).collect(), ..Taken::default() }
+        Taken { changes: gone.filter_map(|(_, object)| object.removal::<T>()).collect(), ..Taken::default() }
     }
 
     fn problems(&self) -> impl Iterator<Item = &InvalidObject> {
@@ -331,9 +348,9 @@ impl<T: Declared> Known<T> {
     }
 }
 
-impl<T: Declared> Object<T> {
-    fn removal(self) -> Option<Change> {
-        self.declared.map(|object| T::removal(object.name().clone()))
+impl Object {
+    fn removal<T: Declared>(self) -> Option<Change> {
+        self.declared.map(|declared| T::removal(declared.name))
     }
 }
 

@@ -162,7 +162,7 @@ impl Endpoint {
 /// assert_eq!(slice.service().to_string(), "demo/web");
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointSlice {
     name: ObjectName,
     service: ObjectName,

@@ -116,3 +116,25 @@ fn h2_healthz_and_livez_over_http() {
     let head = ask(at, "HEAD /healthz HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
     assert_eq!((head.status, head.body.as_str()), (503, ""));
 }
+
+#[test]
+fn h2_answers_about_the_proxy_are_told() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&told);
+    let board = Arc::new(HealthBoard::default());
+    let port = free_port();
+    board.upsert_service(health("web", port, 1));
+    let server = server(&board)
+        .healthz((LOCALHOST, 0).into())
+        .on_answer(move |path, status| seen.lock().push((path, status)))
+        .start()
+        .unwrap();
+    let address = server.healthz_address().unwrap();
+    board.set_node(NodeEligibility::Tainted);
+    for path in ["/healthz", "/livez", "/other", "/healthz/"] {
+        get(address, path).unwrap();
+    }
+    assert_eq!(status(port), Some(200));
+    drop(server);
+    assert_eq!(*told.lock(), [("/healthz", 503), ("/livez", 200)]);
+}

@@ -8,10 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hyper::Response;
 use parking_lot::{Condvar, Mutex};
 use tracing::debug;
 
-use super::{Subject, exchange};
+use super::{OnAnswer, Subject, exchange};
 use crate::health::HealthBoard;
 
 /// The connections of all ports, and the workers that serve them: one each, no more than allowed.
@@ -19,6 +20,7 @@ pub(super) struct Connections {
     board: Arc<HealthBoard>,
     max: usize,
     life: Duration,
+    on_answer: Option<OnAnswer>,
     state: Mutex<State>,
     /// A connection waits for a worker, or the end has come.
     work: Condvar,
@@ -47,8 +49,13 @@ struct Serving {
 }
 
 impl Connections {
-    pub(super) fn new(board: Arc<HealthBoard>, max: usize, life: Duration) -> Arc<Self> {
-        Arc::new(Self { board, max, life, state: Mutex::default(), work: Condvar::new() })
+    pub(super) fn new(
+        board: Arc<HealthBoard>,
+        max: usize,
+        life: Duration,
+        on_answer: Option<OnAnswer>,
+    ) -> Arc<Self> {
+        Arc::new(Self { board, max, life, on_answer, state: Mutex::default(), work: Condvar::new() })
     }
 
     /// Hands a connection to a worker. Never blocks: where all are busy, another connection makes room.
@@ -99,11 +106,20 @@ impl Connections {
             let stream = Arc::new(stream);
             state.serving.insert(id, Serving { stream: Arc::clone(&stream), peer, cut: false });
             drop(state);
-            exchange::serve(&stream, until, |path| exchange::respond(&self.board, subject, path));
+            exchange::serve(&stream, until, |path| self.respond(subject, path));
             drop(stream);
             state = self.state.lock();
             state.serving.remove(&id);
         }
+    }
+
+    fn respond(&self, subject: Subject, path: &str) -> Response<String> {
+        let response = exchange::respond(&self.board, subject, path);
+        let known = ["/healthz", "/livez"].into_iter().find(|known| *known == path);
+        if let (Some(told), Some(path), Subject::Proxy) = (&self.on_answer, known, subject) {
+            told(path, response.status().as_u16());
+        }
+        response
     }
 
     /// Cuts all connections and waits for the workers.

@@ -46,6 +46,7 @@ enum Subject {
 }
 
 type OnProblem = Box<dyn Fn(&PortProblem) + Send + Sync>;
+type OnAnswer = Box<dyn Fn(&'static str, u16) + Send + Sync>;
 
 /// What the server and its threads share.
 struct Shared {
@@ -92,6 +93,7 @@ pub struct HealthServerBuilder {
     connection_life: Duration,
     retry_interval: Duration,
     on_problem: Option<OnProblem>,
+    on_answer: Option<OnAnswer>,
 }
 
 impl HealthServerBuilder {
@@ -135,14 +137,25 @@ impl HealthServerBuilder {
         self
     }
 
+    /// Called with each answer about the proxy, on a thread of the server: the path, `/healthz` or `/livez`, and
+    /// the status. For counters. It must neither block for long nor panic.
+    pub fn on_answer(mut self, count: impl Fn(&'static str, u16) + Send + Sync + 'static) -> Self {
+        self.on_answer = Some(Box::new(count));
+        self
+    }
+
     /// Opens what can be opened now, and starts to serve. A port that cannot be opened is no error: see
     /// [`HealthServer::problems`].
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(self) -> io::Result<HealthServer> {
-        let connections =
-            Connections::new(Arc::clone(&self.board), self.max_connections.get(), self.connection_life);
+        let connections = Connections::new(
+            Arc::clone(&self.board),
+            self.max_connections.get(),
+            self.connection_life,
+            self.on_answer,
+        );
         let shared = Arc::new(Shared {
             board: self.board,
             addresses: Mutex::new(self.addresses),
@@ -180,6 +193,7 @@ impl HealthServer {
             connection_life: Duration::from_secs(5),
             retry_interval: Duration::from_secs(5),
             on_problem: None,
+            on_answer: None,
         }
     }
 

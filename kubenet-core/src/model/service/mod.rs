@@ -53,14 +53,14 @@ pub enum TrafficPolicy {
 /// assert_eq!(error.to_string(), "Service demo/web: spec.clusterIPs: must hold at least one address");
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     name: ObjectName,
     spec: Spec,
 }
 
 /// What the builder gathers and a Service keeps.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Spec {
     service_type: ServiceType,
     cluster_ips: Vec<IpAddr>,
