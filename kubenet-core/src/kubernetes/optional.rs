@@ -29,11 +29,11 @@ impl<'a> Optional<'a> {
     }
 
     /// [O4]: an address of the wrong family is ignored.
-    fn is_of_our_family(&mut self, field: &str, address: IpAddr) -> bool {
+    fn is_of_our_family(&mut self, field: &str, address: IpAddr, what: impl std::fmt::Display) -> bool {
         let family = IpFamily::of(address);
         let ours = self.families.contains(&family);
         if !ours {
-            let note = format!("{address} is ignored: the Service has no {family} cluster IP");
+            let note = format!("{what} is ignored: the Service has no {family} cluster IP");
             self.note(field.into(), note);
         }
         ours
@@ -48,7 +48,7 @@ impl<'a> Optional<'a> {
         for (i, text) in self.spec.external_ips.iter().flatten().enumerate() {
             let field = format!("spec.externalIPs[{i}]");
             match parse_address(text) {
-                Ok(address) if self.is_of_our_family(&field, address) => {
+                Ok(address) if self.is_of_our_family(&field, address, address) => {
                     builder = builder.external_ip(address);
                 }
                 Ok(_) => {}
@@ -76,7 +76,7 @@ impl<'a> Optional<'a> {
             }
             let Some(text) = meta::text(ingress.ip.as_ref()) else { continue };
             match parse_address(text).map_err(|e| e.to_string()).and_then(|a| Ok(unicast(a).map(|()| a)?)) {
-                Ok(address) if self.is_of_our_family(&field, address) => {
+                Ok(address) if self.is_of_our_family(&field, address, address) => {
                     builder = builder.load_balancer_ip(address);
                 }
                 Ok(_) => {}
@@ -92,7 +92,7 @@ impl<'a> Optional<'a> {
             let field = format!("spec.loadBalancerSourceRanges[{i}]");
             match parse_cidr(text) {
                 Ok(range) => {
-                    self.is_of_our_family(&field, range.addr());
+                    self.is_of_our_family(&field, range.addr(), range);
                     builder = builder.source_range(range);
                 }
                 Err(error) => {

@@ -4,7 +4,7 @@ use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr, num::NonZeroU16, sy
 
 use super::topology::{self, Topology};
 use crate::{
-    model::{Endpoint, EndpointSlice, Hints, IpFamily, NodeInfo, ServicePort},
+    model::{Endpoint, EndpointSlice, Hints, IpFamily, NodeInfo, Service, ServicePort},
     route::{Backend, BackendState},
 };
 
@@ -69,9 +69,7 @@ impl<'a> Endpoints<'a> {
             if slice.family() != family {
                 continue;
             }
-            let matching =
-                slice.ports().iter().filter(|p| p.name == *port.name() && p.protocol == port.protocol());
-            for number in matching.filter_map(|p| p.port) {
+            for number in numbers(slice, port) {
                 for endpoint in slice.endpoints() {
                     let candidate = Candidate::new(endpoint, node);
                     found
@@ -124,6 +122,12 @@ impl<'a> Endpoints<'a> {
     }
 }
 
+/// The port numbers that a slice has for a Service port ([O2]).
+fn numbers(slice: &EndpointSlice, port: &ServicePort) -> impl Iterator<Item = NonZeroU16> {
+    let matching = slice.ports().iter().filter(|p| p.name == *port.name() && p.protocol == port.protocol());
+    matching.filter_map(|p| p.port)
+}
+
 /// Divides by what all weights have in common, so that equal shares are equal values.
 fn reduce_weights(backends: &mut [Backend]) {
     let common = backends.iter().fold(0, |common, backend| gcd(backend.weight.get(), common));
@@ -142,10 +146,15 @@ fn gcd(a: u16, b: u16) -> u16 {
 /// family that has more counts: a pod has an address of each.
 pub(super) fn local_ready_addresses<'a>(
     node: &NodeInfo,
+    service: &Service,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> usize {
+    // An endpoint that no port of the Service leads to is not usable.
+    let serves =
+        |slice: &&EndpointSlice| service.ports().iter().any(|port| numbers(slice, port).next().is_some());
     let mut addresses: Vec<IpAddr> = slices
         .into_iter()
+        .filter(serves)
         .flat_map(EndpointSlice::endpoints)
         .filter(|endpoint| endpoint.conditions.ready && endpoint.weight > 0 && endpoint.is_on(node.name()))
         .map(|endpoint| endpoint.address)

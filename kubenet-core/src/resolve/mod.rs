@@ -140,7 +140,7 @@ pub fn resolve_health<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> Option<ServiceHealth> {
     let port = service.health_check_node_port()?;
-    let local_endpoints = endpoints::local_ready_addresses(node, slices);
+    let local_endpoints = endpoints::local_ready_addresses(node, service, slices);
     Some(ServiceHealth { service: service.name().clone(), port, local_endpoints })
 }
 

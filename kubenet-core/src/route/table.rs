@@ -92,8 +92,10 @@ impl RouteTable {
         })
     }
 
-    /// Whether some route has this cluster IP. A packet to it that no route serves is rejected ([N4]).
+    /// Whether some route has this cluster IP. A packet to it that no route serves is rejected ([N4]). One that
+    /// an older claim of another Service took on all its ports ([F5]) is not known here any more.
     ///
+    /// [F5]: crate::resolve
     /// [N4]: crate::resolve
     pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
         let first = Frontend::ip(address, NonZeroU16::MIN, Protocol::Tcp);

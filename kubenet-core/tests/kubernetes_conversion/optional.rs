@@ -67,7 +67,7 @@ fn o4_addresses_of_the_wrong_family_are_ignored_with_a_notice() {
         [
             format!("Service demo/web: spec.externalIPs[0]: fd00::9 {ignored}"),
             format!("Service demo/web: status.loadBalancer.ingress[0]: fd00::8 {ignored}"),
-            format!("Service demo/web: spec.loadBalancerSourceRanges[0]: fd00:: {ignored}"),
+            format!("Service demo/web: spec.loadBalancerSourceRanges[0]: fd00::/8 {ignored}"),
         ]
     );
 }

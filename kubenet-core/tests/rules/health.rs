@@ -95,3 +95,12 @@ fn h3_a_node_whose_only_endpoints_terminate_fails_the_check_and_serves_the_strag
     let world = World::web(json!({ "externalTrafficPolicy": "Local" }), endpoints());
     assert_eq!(world.dial("outside", NodePort), to(["a1"]));
 }
+
+#[test]
+fn h1_an_endpoint_without_a_port_of_the_service_is_not_usable() {
+    for ports in [json!([]), json!(null), json!([{ "name": "tcp" }]), json!([{ "name": "other", "port": 1 }])]
+    {
+        let portless = slices([pod("a1")]).into_iter().map(|slice| with(slice, json!({ "ports": ports })));
+        assert_eq!(local_endpoints(portless), 0, "{ports}");
+    }
+}

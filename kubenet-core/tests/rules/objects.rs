@@ -314,7 +314,7 @@ fn o4_an_address_of_the_wrong_family_is_ignored_and_told() {
     let expected = [
         format!("Service demo/web: spec.externalIPs[0]: 2001:db8:1::1 {told}"),
         format!("Service demo/web: status.loadBalancer.ingress[1]: 2001:db8:2::1 {told}"),
-        format!("Service demo/web: spec.loadBalancerSourceRanges[0]: 2001:db8:: {told}"),
+        format!("Service demo/web: spec.loadBalancerSourceRanges[0]: 2001:db8::/32 {told}"),
     ];
     assert_eq!(world.told, expected);
 }
@@ -340,4 +340,22 @@ fn o4_addresses_are_read_as_users_write_them_and_printed_canonical() {
     let addresses = ["10.96.0.10", "192.0.2.1", "198.51.100.1"].map(|a| format!("{a}:80/TCP demo/web:tcp"));
     assert_eq!(printed[..3], addresses);
     assert_eq!(printed[3], "[2001:db8:1::1]:80/TCP demo/web:tcp");
+}
+
+#[test]
+fn o4_an_ipv4_mapped_address_is_of_ipv4() {
+    let spec = json!({
+        "clusterIP": "::ffff:10.96.0.10",
+        "clusterIPs": ["::ffff:10.96.0.10"],
+        "externalIPs": ["::ffff:198.51.100.1"],
+        "loadBalancerSourceRanges": ["::ffff:203.0.113.0/120"],
+    });
+    let slice = slice("web-1", IpFamily::V4, &[]);
+    let endpoints = json!({ "endpoints": [{ "addresses": ["::ffff:10.244.1.1"] }] });
+    let world = World::new(Setup::default(), [web_v4(spec), with(slice, endpoints)]);
+    assert_eq!(world.told, [""; 0]);
+    for at in ["10.96.0.10:80", "198.51.100.1:80", "192.0.2.1:80"] {
+        assert_eq!(world.packet("outside", at, Tcp), to(["a1"]), "{at}");
+    }
+    assert_eq!(world.packet("198.18.0.1", "192.0.2.1:80", Tcp), Dropped);
 }

@@ -136,6 +136,18 @@ fn s5_the_nodes_own_traffic_to_external_frontends_of_policy_local_is_masqueraded
 }
 
 #[test]
+fn s5_the_nodes_own_traffic_from_loopback_is_masqueraded() {
+    let node = node_a(|builder| builder.localhost_node_ports(true));
+    for policy in ["Cluster", "Local"] {
+        let setup = Setup { node: node.clone(), ..Setup::default() };
+        let spec = json!({ "externalTrafficPolicy": policy });
+        let world = World::web_on(setup, spec, [pod("a1"), pod("b1")]);
+        let seen = world.seen_by_packet("127.0.0.1", "127.0.0.1:30080", Tcp);
+        assert_eq!(seen, to(["a1 sees the node", "b1 sees the node"]), "{policy}");
+    }
+}
+
+#[test]
 fn s5_with_the_interface_detectors_the_nodes_cluster_ip_traffic_is_masqueraded() {
     for detector in [LocalDetector::Bridge("cni0".into()), LocalDetector::InterfacePrefix("veth".into())] {
         assert_eq!(detecting(detector).seen("node-a", ClusterIp), both_see("node"));

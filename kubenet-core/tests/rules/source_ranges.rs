@@ -1,9 +1,11 @@
 //! [R1] to [R3]: who may reach a load balancer's address.
 
 use kubenet_core::{
+    datapath::{Capabilities, Feature},
     model::Protocol::Tcp,
     route::FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort},
 };
+use kubenet_testkit::memory::MemoryDatapath;
 use serde_json::{Value, json};
 
 use crate::{
@@ -55,6 +57,15 @@ fn r1_a_range_of_everything_admits_all_of_its_family() {
     assert_eq!(both.dial("outside", LoadBalancer), to(["a1"]));
     let v4 = ranges(json!(["0.0.0.0/0", "2001:db8:ffff::/48"]));
     assert_eq!(by_family(&v4), [to(["a1"]), Dropped]);
+}
+
+#[test]
+fn r1_a_range_of_everything_asks_no_filter_of_the_datapath() {
+    let mut capabilities = Capabilities::full();
+    capabilities.features.remove(&Feature::SourceRanges);
+    let setup = Setup { memory: MemoryDatapath::with_capabilities(capabilities), ..Setup::default() };
+    let everything = json!({ "loadBalancerSourceRanges": ["0.0.0.0/0", "::/0"] });
+    assert_eq!(World::web_on(setup, everything, [pod("a1")]).dial("outside", LoadBalancer), to(["a1"]));
 }
 
 #[test]

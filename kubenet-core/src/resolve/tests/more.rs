@@ -265,7 +265,7 @@ fn h3_only_ready_endpoints_here_count_by_address_over_all_ports() {
     );
     let again = EndpointSlice::builder("demo", "b", "web", IpFamily::V4)
         .port(EndpointPort::new("metrics", Protocol::Tcp, port(9090)))
-        .endpoint(endpoint("10.244.1.2", HERE))
+        .endpoint(endpoint("10.244.1.9", HERE))
         .build()
         .unwrap();
     let v6 = EndpointSlice::builder("demo", "c", "web", IpFamily::V6)
