@@ -133,6 +133,7 @@ impl Decoder<'_> {
         let external = RouteTarget { backends: external, when_empty: record.external_empty };
         let mut route = Route::new(frontend, record.kind, record.service_port, internal, record.masquerade);
         route.external = external;
+        route.source_ranges = record.source_ranges;
         Some(route)
     }
 
@@ -140,8 +141,18 @@ impl Decoder<'_> {
         self.chains.get(&(Table::Nat, chain.clone()))
     }
 
+    /// The chain that a chain of source ranges leads to; any other is meant itself.
+    fn behind<'c>(&'c self, chain: &'c ChainName) -> Option<&'c ChainName> {
+        let guarded = self.rules(chain)?.iter().find_map(|rule| match &rule.target {
+            Some(Target::Goto(to)) => Some(to),
+            _ => None,
+        });
+        Some(guarded.unwrap_or(chain))
+    }
+
     /// The internal and the external backends behind a chain: it picks itself, or decides by origin.
     fn sets(&self, chain: &ChainName) -> Option<(Backends, Backends)> {
+        let chain = self.behind(chain)?;
         let backends = self.backends(chain)?;
         if !backends.is_empty() {
             return Some((Arc::clone(&backends), backends));

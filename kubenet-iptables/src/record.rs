@@ -10,7 +10,7 @@ use kubenet_core::{
     model::LocalDetector,
     route::{
         Backend, BackendState, FrontendKind, Masquerade, NodeRouting, Revision, Route, ServicePortName,
-        WhenEmpty,
+        SourceRanges, WhenEmpty,
     },
 };
 
@@ -81,6 +81,7 @@ pub(crate) struct RouteRecord {
     pub(crate) masquerade: Masquerade,
     pub(crate) internal_empty: WhenEmpty,
     pub(crate) external_empty: WhenEmpty,
+    pub(crate) source_ranges: Option<Arc<SourceRanges>>,
 }
 
 fn empty_word(empty: WhenEmpty) -> &'static str {
@@ -88,6 +89,30 @@ fn empty_word(empty: WhenEmpty) -> &'static str {
         WhenEmpty::Reject => "reject",
         WhenEmpty::Drop => "drop",
     }
+}
+
+/// Words, none of which has a space or a comma.
+fn encode_ranges(ranges: &SourceRanges) -> String {
+    let mut words: Vec<_> = ranges.cidrs.iter().map(IpNet::to_string).collect();
+    if ranges.node {
+        words.push("node".to_owned());
+    }
+    if words.is_empty() {
+        words.push("nobody".to_owned());
+    }
+    words.join(",")
+}
+
+fn decode_ranges(text: &str) -> Option<SourceRanges> {
+    let mut ranges = SourceRanges { cidrs: Vec::new(), node: false };
+    for word in text.split(',') {
+        match word {
+            "node" => ranges.node = true,
+            "nobody" => {}
+            cidr => ranges.cidrs.push(cidr.parse().ok()?),
+        }
+    }
+    Some(ranges)
 }
 
 fn parse_empty(word: &str) -> Option<WhenEmpty> {
@@ -103,6 +128,7 @@ impl RouteRecord {
             masquerade: route.masquerade,
             internal_empty: route.internal.when_empty,
             external_empty: route.external.when_empty,
+            source_ranges: route.source_ranges.clone(),
         }
     }
 
@@ -122,6 +148,9 @@ impl RouteRecord {
         if self.external_empty != self.internal_empty {
             let _ = write!(text, "/{}", empty_word(self.external_empty));
         }
+        if let Some(ranges) = &self.source_ranges {
+            let _ = write!(text, " from={}", encode_ranges(ranges));
+        }
         let mut comments = Vec::new();
         // The text is ASCII, so any position is a boundary between characters.
         while text.len() > LONGEST_COMMENT {
@@ -134,6 +163,10 @@ impl RouteRecord {
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (text, source_ranges) = match text.rsplit_once(" from=") {
+            Some((text, ranges)) => (text, Some(Arc::new(decode_ranges(ranges)?))),
+            None => (text, None),
+        };
         let (text, empty) = text.rsplit_once(" empty=")?;
         let (text, origins) = text.rsplit_once(" masq=")?;
         let (name, words) = text.split_once(' ')?;
@@ -155,6 +188,7 @@ impl RouteRecord {
             masquerade,
             internal_empty: parse_empty(internal)?,
             external_empty: parse_empty(external)?,
+            source_ranges,
         })
     }
 }
@@ -222,6 +256,8 @@ pub(crate) fn parse_state<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -238,6 +274,12 @@ mod tests {
         prop_oneof![Just(WhenEmpty::Reject), Just(WhenEmpty::Drop)]
     }
 
+    fn ranges() -> impl Strategy<Value = SourceRanges> {
+        let cidr = (any::<IpAddr>(), 0u8..=32).prop_map(|(ip, length)| IpNet::new(ip, length).unwrap());
+        (prop::collection::vec(cidr, 0..40), any::<bool>())
+            .prop_map(|(cidrs, node)| SourceRanges { cidrs, node })
+    }
+
     proptest! {
         #[test]
         fn any_name_comes_back_and_stays_one_plain_argument(
@@ -247,6 +289,7 @@ mod tests {
             masquerade in masquerade(),
             internal_empty in empty(),
             external_empty in empty(),
+            ranges in prop::option::of(ranges()),
         ) {
             let record = RouteRecord {
                 kind: FrontendKind::NodePort,
@@ -254,6 +297,7 @@ mod tests {
                     namespace: namespace.into(), service: service.into(), port: port.into(),
                 },
                 masquerade, internal_empty, external_empty,
+                source_ranges: ranges.map(Arc::new),
             };
             let comments = record.comments();
             let mut whole = String::new();

@@ -140,8 +140,9 @@ impl Rule {
         self
     }
 
+    /// From a network. One that holds every address is no match: the kernel would not list it.
     pub(crate) fn from(mut self, net: IpNet) -> Self {
-        self.source = Some(Source { net, inverted: false });
+        self.source = (net.prefix_len() > 0).then_some(Source { net: net.trunc(), inverted: false });
         self
     }
 
@@ -158,6 +159,18 @@ impl Rule {
     pub(crate) fn protocol(mut self, protocol: Protocol) -> Self {
         self.protocol = Some(protocol);
         self
+    }
+
+    /// Adds another rule's matches on where a packet comes from. `None` when no source matches both.
+    pub(crate) fn and_from(mut self, other: &Rule) -> Option<Self> {
+        self.source = match (self.source, other.source) {
+            (Some(ours), Some(theirs)) if ours.net.contains(&theirs.net) => Some(theirs),
+            (Some(ours), Some(theirs)) if theirs.net.contains(&ours.net) => Some(ours),
+            (Some(_), Some(_)) => return None,
+            (ours, theirs) => ours.or(theirs),
+        };
+        self.source_is_local |= other.source_is_local;
+        Some(self)
     }
 }
 

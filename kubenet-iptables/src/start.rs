@@ -159,7 +159,7 @@ pub(crate) fn preview(
 fn routing_capabilities() -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
-    capabilities.features.insert(Feature::RejectUnknownPorts);
+    capabilities.features = [Feature::SourceRanges, Feature::RejectUnknownPorts].into();
     capabilities
 }
 
@@ -174,6 +174,10 @@ fn capabilities(found: &Found) -> Capabilities {
             what: "backends that dial their own Service",
             why: "a backend that is not known to be on this node is left out for its own flows, unless it is \
                   the last of its Service: that needs no chain per backend",
+        },
+        Limitation {
+            what: "flows that a change of source ranges shuts out",
+            why: "who is admitted is decided when a flow begins: established ones, of UDP too, live on until they end",
         },
         Limitation {
             what: "UDP flows at a swap",

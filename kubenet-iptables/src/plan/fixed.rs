@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kubenet_core::{
     model::{IpFamily, Protocol},
-    route::{Masquerade, NodeRouting, Origin, Revision},
+    route::{Masquerade, NodeRouting, Origin, Revision, SourceRanges},
 };
 
 use super::Context;
@@ -43,6 +43,9 @@ impl Context {
             nat("PREROUTING", &names.services, PORTALS),
             nat("OUTPUT", &names.services, PORTALS),
             nat("POSTROUTING", &names.postrouting, "kubernetes postrouting rules"),
+            // For addresses of Services that the node itself has: no packet that was not translated may reach
+            // a socket there.
+            new("INPUT", &names.services, PORTALS),
             new("INPUT", &names.external_services, EXTERNAL),
         ];
         jumps.extend(self.draining_jumps());
@@ -117,9 +120,19 @@ impl Context {
             .filter(|a| IpFamily::of(**a) == family && node.local_detector.is_pod(**a, None))
             .map(|a| (Rule::default().from(host(*a)), Origin::Node))
             .collect();
-        sources.extend(pods.map(|cidr| (Rule::default().from(cidr.trunc()), Origin::Pod)));
+        sources.extend(pods.map(|cidr| (Rule::default().from(*cidr), Origin::Pod)));
         sources.push((Rule { source_is_local: true, ..Rule::default() }, Origin::Node));
         sources
+    }
+
+    /// Who is admitted by source ranges: what matches none of these is not.
+    pub(crate) fn admitted(&self, ranges: &SourceRanges, family: IpFamily) -> Vec<Rule> {
+        let cidrs = ranges.cidrs.iter().filter(|cidr| IpFamily::of(cidr.addr()) == family);
+        let mut admitted: Vec<_> = cidrs.map(|cidr| Rule::default().from(*cidr)).collect();
+        if ranges.node {
+            admitted.push(Rule { source_is_local: true, ..Rule::default() });
+        }
+        admitted
     }
 
     /// The chain that marks flows by origin. Shared by all routes that masquerade the same origins.

@@ -4,6 +4,7 @@
 //! KUBE-SERVICES   cluster IP ──────────────────────────────► KUBE-SVC-… ──► backend, or
 //! KUBE-NODEPORTS  node port ──► KUBE-EXT-… ──► by origin ──► KUBE-SVC-…     KUBE-SEP-… ──► local backend
 //!                                                            KUBE-SVL-…
+//! KUBE-SERVICES   load balancer ──► KUBE-FW-… ──► those that its source ranges admit: as above
 //! ```
 //!
 //! **A backend that reaches itself** must be masqueraded, and whether it does is known only once the backend
@@ -15,13 +16,17 @@
 //! Both variants do the same.
 //! (Comparing source with destination after translation needs `xt_bpf`, which not every kernel has, or a rule
 //! per backend that every new flow of any kind would walk.)
+//!
+//! **Source ranges** decide who is translated. What still has the frontend as its destination in `filter` was
+//! not, and is dropped there, so flows that began before a range was taken away live on: their translation is
+//! known to the kernel, and no rule sees their frontend again.
 
 use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
 use kubenet_core::{
     model::IpFamily,
     route::{
-        Backend, FrontendAddress, FrontendKind, Masquerade, NodeRouting, Origin, Route,
+        Backend, FrontendAddress, FrontendKind, Masquerade, NodeRouting, Origin, Route, SourceRanges,
         Target as RouteTarget, WhenEmpty,
     },
 };
@@ -55,6 +60,7 @@ impl Context {
             plan: GroupPlan::default(),
             sets: Vec::new(),
             entries: Vec::new(),
+            firewalls: Vec::new(),
         }
         .plan(routes)
     }
@@ -68,6 +74,8 @@ struct Group<'a> {
     plan: GroupPlan,
     sets: Vec<Set>,
     entries: Vec<(Entry, ChainName)>,
+    /// Whom it admits to which chain, and the chain that does so.
+    firewalls: Vec<(Arc<SourceRanges>, ChainName, ChainName)>,
 }
 
 /// A list of backends and the chain that picks from it.
@@ -131,6 +139,7 @@ impl Group<'_> {
         let cluster_ip = route.kind == FrontendKind::ClusterIp;
         let mut dispatch = Dispatch { nat: Vec::new(), filter: self.answers(route), cluster_ip };
         let record = RouteRecord::of(route).comments();
+        let guarded = route.source_ranges.as_ref();
         let to = match (internal, external) {
             (None, None) => None,
             (Some(set), Some(same))
@@ -146,6 +155,10 @@ impl Group<'_> {
             }
             _ => Some(self.entry(route, Entry { internal, external, masquerade: route.masquerade }, used)),
         };
+        let to = match (to, guarded) {
+            (Some(chain), Some(ranges)) => Some(self.firewall(route, ranges, chain)),
+            (to, _) => to,
+        };
         let last = record.len() - 1;
         match to {
             Some(chain) => {
@@ -153,8 +166,9 @@ impl Group<'_> {
                     let target = (i == last).then(|| Target::Jump(chain.clone()));
                     self.at_frontend(route, Rule { target, comment, ..Rule::default() })
                 }));
-                let label = format!("{} has no endpoints", record::label(&route.service_port));
-                dispatch.filter.iter_mut().for_each(|rule| rule.comment.clone_from(&label));
+                let label = record::label(&route.service_port);
+                let why = if guarded.is_some() { "is not for this source" } else { "has no endpoints" };
+                dispatch.filter.iter_mut().for_each(|rule| rule.comment = format!("{label} {why}"));
             }
             None => {
                 // Nothing in nat: the record goes with the first answer.
@@ -166,6 +180,14 @@ impl Group<'_> {
                 });
                 dispatch.filter = more.chain(dispatch.filter.iter().cloned()).collect();
             }
+        }
+        if let FrontendAddress::Ip(address) = route.frontend.address
+            && (internal.is_none() || external.is_none())
+            && self.node.node_port_addresses.contains(&address)
+        {
+            // What gets an answer must not get a node port on the same address and port instead.
+            let label = record::label(&route.service_port);
+            dispatch.nat.push(self.at_frontend(route, Rule::to(Target::Accept).comment(label)));
         }
         dispatch
     }
@@ -238,6 +260,35 @@ impl Group<'_> {
         chain
     }
 
+    /// The chain that lets those that the source ranges admit into another; shared like an entry.
+    fn firewall(&mut self, route: &Route, ranges: &Arc<SourceRanges>, to: ChainName) -> ChainName {
+        let known = self.firewalls.iter().find(|(r, t, _)| r == ranges && *t == to);
+        if let Some((.., chain)) = known {
+            return chain.clone();
+        }
+        // kube-proxy's name. A prefix holds no `-`.
+        let like = self.context.names.entry(self.hash, self.firewalls.len()).to_string();
+        let chain = ChainName::new(like.replacen("-EXT-", "-FW-", 1));
+        let label = record::label(&route.service_port);
+        let mut rules = self.context.admitted(ranges, self.family);
+        let nobody = rules.is_empty();
+        for rule in &mut rules {
+            rule.target = Some(Target::Goto(to.clone()));
+        }
+        // Ends the way through nat, so that no node port on the same address and port takes the packet.
+        rules.push(Rule::to(Target::Accept));
+        if nobody {
+            // Never reached. Says what is behind.
+            rules.push(Rule::to(Target::Goto(to.clone())));
+        }
+        for rule in &mut rules {
+            rule.comment.clone_from(&label);
+        }
+        self.plan.chains.push((chain.clone(), rules.into()));
+        self.firewalls.push((Arc::clone(ranges), to, chain.clone()));
+        chain
+    }
+
     /// The rules that pick a backend, each equally likely.
     fn picks(&mut self, route: &Route, set: usize) -> Vec<Rule> {
         let names = &self.context.names;
@@ -274,6 +325,9 @@ impl Group<'_> {
         let rule = |matches: Rule, when: WhenEmpty| {
             self.at_frontend(route, Rule { target: Some(refusal(route, when)), ..matches })
         };
+        if let Some(ranges) = &route.source_ranges {
+            return self.guarded_answers(route, ranges);
+        }
         match (answer(&route.internal), answer(&route.external)) {
             (None, None) => Vec::new(),
             (Some(internal), Some(external)) if internal != external => {
@@ -286,6 +340,39 @@ impl Group<'_> {
             }
             (Some(when), _) | (None, Some(when)) => vec![rule(Rule::default(), when)],
         }
+    }
+
+    /// The same where not everybody is admitted: whoever is not is dropped, before any other answer ([R3]).
+    fn guarded_answers(&self, route: &Route, ranges: &SourceRanges) -> Vec<Rule> {
+        let admitted = self.context.admitted(ranges, self.family);
+        let sources = || self.context.sources(self.node, self.family).into_iter().map(|(matches, _)| matches);
+        let answer = |target: &RouteTarget| target.backends.is_empty().then_some(target.when_empty);
+        let rule = |when: WhenEmpty| {
+            move |matches: Rule| {
+                self.at_frontend(route, Rule { target: Some(refusal(route, when)), ..matches })
+            }
+        };
+        let mut rules: Vec<Rule> = Vec::new();
+        match (answer(&route.internal), answer(&route.external)) {
+            (Some(WhenEmpty::Reject), Some(WhenEmpty::Drop)) => {
+                let both = sources().flat_map(|source| {
+                    admitted.iter().filter_map(move |admitted| source.clone().and_from(admitted))
+                });
+                rules.extend(both.map(rule(WhenEmpty::Reject)));
+            }
+            (Some(WhenEmpty::Drop), Some(WhenEmpty::Reject)) => {
+                rules.extend(sources().map(rule(WhenEmpty::Drop)));
+                rules.extend(admitted.into_iter().map(rule(WhenEmpty::Reject)));
+            }
+            (Some(WhenEmpty::Reject), _) | (None, Some(WhenEmpty::Reject)) => {
+                rules.extend(admitted.into_iter().map(rule(WhenEmpty::Reject)));
+            }
+            _ => {}
+        }
+        rules.push(rule(WhenEmpty::Drop)(Rule::default()));
+        let label = record::label(&route.service_port);
+        rules.iter_mut().for_each(|rule| rule.comment.clone_from(&label));
+        rules
     }
 }
 

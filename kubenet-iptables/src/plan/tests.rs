@@ -1,3 +1,5 @@
+mod packets;
+
 use std::{num::NonZeroU16, sync::Arc};
 
 use kubenet_core::{
@@ -298,48 +300,46 @@ fn any_route() -> impl Strategy<Value = Arc<Route>> {
     let backends = || collection::btree_map((1u8..5, 1u16..3), (any::<bool>(), any::<bool>()), 0..4);
     let family = prop_oneof![Just(IpFamily::V4), Just(IpFamily::V6)];
     let frontend = (family, 0u8..4, 1u16..3, prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]);
-    (frontend, (words.clone(), words), backends(), backends(), any::<[bool; 4]>(), (empty(), empty()))
-        .prop_map(
-            |(
-                (family, host, frontend_port, protocol),
-                (namespace, service),
-                internal,
-                external,
-                bits,
-                empties,
-            )| {
-                let address = |host: u8| match family {
-                    IpFamily::V4 => std::net::IpAddr::from([10, 96, 0, host]),
-                    IpFamily::V6 => std::net::IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)]),
-                };
-                let backends = |map: BTreeMap<(u8, u16), (bool, bool)>| -> Vec<Backend> {
-                    map.into_iter()
-                        .map(|((host, n), (local, ready))| Backend {
-                            address: address(host + 100),
-                            port: port(n),
-                            local,
-                            state: if ready { BackendState::Ready } else { BackendState::Terminating },
-                            weight: NonZeroU16::MIN,
-                        })
-                        .collect()
-                };
-                let (frontend, kind) = match host {
-                    0 => (Frontend::node_port(family, port(frontend_port), protocol), FrontendKind::NodePort),
-                    _ => {
-                        (Frontend::ip(address(host), port(frontend_port), protocol), FrontendKind::ClusterIp)
-                    }
-                };
-                let name =
-                    ServicePortName { namespace: namespace.into(), service: service.into(), port: "".into() };
-                let masquerade = Masquerade { pods: bits[0], node: bits[1], outside: bits[2] };
-                let internal = target(&backends(internal), empties.0);
-                let mut route = Route::new(frontend, kind, name, internal, masquerade);
-                if bits[3] {
-                    route.external = target(&backends(external), empties.1);
-                }
-                Arc::new(route)
-            },
-        )
+    let more = (any::<[bool; 4]>(), (empty(), empty()), packets::any_ranges());
+    (frontend, (words.clone(), words), backends(), backends(), more).prop_map(
+        |(
+            (family, host, frontend_port, protocol),
+            (namespace, service),
+            internal,
+            external,
+            (bits, empties, ranges),
+        )| {
+            let address = |host: u8| match family {
+                IpFamily::V4 => std::net::IpAddr::from([10, 96, 0, host]),
+                IpFamily::V6 => std::net::IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)]),
+            };
+            let backends = |map: BTreeMap<(u8, u16), (bool, bool)>| -> Vec<Backend> {
+                map.into_iter()
+                    .map(|((host, n), (local, ready))| Backend {
+                        address: address(host + 100),
+                        port: port(n),
+                        local,
+                        state: if ready { BackendState::Ready } else { BackendState::Terminating },
+                        weight: NonZeroU16::MIN,
+                    })
+                    .collect()
+            };
+            let (frontend, kind) = match host {
+                0 => (Frontend::node_port(family, port(frontend_port), protocol), FrontendKind::NodePort),
+                _ => (Frontend::ip(address(host), port(frontend_port), protocol), FrontendKind::ClusterIp),
+            };
+            let name =
+                ServicePortName { namespace: namespace.into(), service: service.into(), port: "".into() };
+            let masquerade = Masquerade { pods: bits[0], node: bits[1], outside: bits[2] };
+            let internal = target(&backends(internal), empties.0);
+            let mut route = Route::new(frontend, kind, name, internal, masquerade);
+            if bits[3] {
+                route.external = target(&backends(external), empties.1);
+            }
+            route.source_ranges = ranges;
+            Arc::new(route)
+        },
+    )
 }
 
 fn any_table(revision: u64) -> impl Strategy<Value = RouteTable> {

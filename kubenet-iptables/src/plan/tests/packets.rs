@@ -1,0 +1,199 @@
+//! Packets through the planned rules, without a kernel: what becomes of them is what the route says.
+
+use std::net::{IpAddr, SocketAddr};
+
+use kubenet_core::route::SourceRanges;
+
+use super::*;
+use crate::rule::ChainName;
+
+/// A new flow.
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    source: IpAddr,
+    source_is_local: bool,
+    to: SocketAddr,
+    protocol: Protocol,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fate {
+    To(SocketAddr),
+    Dropped,
+    Refused,
+    /// Accepted in this table, untranslated.
+    Accepted,
+    /// No rule took it.
+    Fell,
+}
+
+/// All fates that chance may have for a packet in a chain.
+fn walk(chains: &Chains, table: Table, chain: &ChainName, packet: &Packet) -> BTreeSet<Fate> {
+    let mut fates = BTreeSet::new();
+    for rule in chains[&(table, chain.clone())].iter().filter(|rule| matches(rule, packet)) {
+        let (mut ends, goes_on) = match rule.target.as_ref() {
+            None | Some(Target::SetMark | Target::ClearMark | Target::Masquerade { .. }) => continue,
+            Some(Target::Jump(to)) => {
+                let mut ends = walk(chains, table, to, packet);
+                let fell = ends.remove(&Fate::Fell);
+                (ends, fell)
+            }
+            Some(Target::Goto(to)) => (walk(chains, table, to, packet), false),
+            Some(Target::Dnat(to)) => ([Fate::To(*to)].into(), false),
+            Some(Target::Accept) => ([Fate::Accepted].into(), false),
+            Some(Target::Drop) => ([Fate::Dropped].into(), false),
+            Some(Target::Return) => ([Fate::Fell].into(), false),
+            Some(Target::RejectWithReset | Target::RejectUnreachable) => ([Fate::Refused].into(), false),
+        };
+        fates.append(&mut ends);
+        if !goes_on && rule.one_of.is_none() {
+            return fates;
+        }
+    }
+    fates.insert(Fate::Fell);
+    fates
+}
+
+fn matches(rule: &Rule, packet: &Packet) -> bool {
+    rule.source.is_none_or(|source| source.net.contains(&packet.source) != source.inverted)
+        && rule.destination.is_none_or(|net| net.contains(&packet.to.ip()))
+        && rule.protocol.is_none_or(|protocol| protocol == packet.protocol)
+        && rule.port.is_none_or(|port| port.get() == packet.to.port())
+        && (!rule.source_is_local || packet.source_is_local)
+}
+
+fn fates(chains: &Chains, packet: &Packet) -> BTreeSet<Fate> {
+    let names = &context().names;
+    let mut fates = walk(chains, Table::Nat, &names.services, packet);
+    // Both end the way through nat.
+    let untranslated = [fates.remove(&Fate::Fell), fates.remove(&Fate::Accepted)].contains(&true);
+    if untranslated {
+        for chain in [&names.services, &names.external_services] {
+            let mut ends = walk(chains, Table::Filter, chain, packet);
+            let fell = ends.remove(&Fate::Fell);
+            fates.append(&mut ends);
+            if !fell {
+                return fates;
+            }
+        }
+        fates.insert(Fate::Fell);
+    }
+    fates
+}
+
+/// Two of the node's or of pods' addresses, and others, inside and outside the ranges below.
+fn sources(family: IpFamily) -> Vec<IpAddr> {
+    let texts = match family {
+        IpFamily::V4 => ["10.0.0.1", "10.244.5.9", "10.244.200.1", "192.0.2.7", "203.0.113.5"],
+        IpFamily::V6 => ["fd00::1", "fd00:244::5:9", "fd00:244:0:1::1", "2001:db8::7", "2001:db8:1::5"],
+    };
+    texts.map(|text| text.parse().unwrap()).into()
+}
+
+pub(super) fn any_ranges() -> impl Strategy<Value = Option<Arc<SourceRanges>>> {
+    let cidrs = [
+        "10.244.0.0/17",
+        "10.244.5.0/24",
+        "10.244.200.1/32",
+        "10.0.0.0/24",
+        "192.0.2.0/24",
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "fd00:244::/64",
+        "fd00:244::5:9/128",
+        "2001:db8::/48",
+        "fd00::/8",
+        "::/0",
+    ];
+    let cidrs = proptest::sample::subsequence(cidrs.to_vec(), 0..4);
+    let ranges = (cidrs, any::<bool>()).prop_map(|(cidrs, node)| {
+        let cidrs = cidrs.into_iter().map(|cidr| cidr.parse().unwrap()).collect();
+        Arc::new(SourceRanges { cidrs, node })
+    });
+    proptest::option::of(ranges)
+}
+
+proptest! {
+    #[test]
+    fn a_packet_gets_what_its_route_says(table in any_table(1)) {
+        let planner = Planner::new(context(), table.clone());
+        let node = table.node();
+        for route in table.routes() {
+            let family = route.frontend.family();
+            let to = match route.frontend.address {
+                FrontendAddress::Ip(address) => address,
+                FrontendAddress::NodePort(_) => node.primary_address(family).unwrap(),
+            };
+            let Frontend { port, protocol, .. } = route.frontend;
+            // Another route may have the address of a node port.
+            let route = table.lookup(to, port, protocol).unwrap();
+            let to = SocketAddr::new(to, port.get());
+            for source in sources(family) {
+                let source_is_local = node.addresses.contains(&source);
+                let packet = Packet { source, source_is_local, to, protocol };
+                let origin = node.origin(source, None);
+                let target = route.target(origin);
+                let expected: BTreeSet<_> = match target.when_empty {
+                    _ if !route.admits(origin, source) => [Fate::Dropped].into(),
+                    _ if !target.backends.is_empty() => {
+                        target.backends.iter().map(|backend| Fate::To(backend.socket_addr())).collect()
+                    }
+                    WhenEmpty::Reject => [Fate::Refused].into(),
+                    WhenEmpty::Drop => [Fate::Dropped].into(),
+                };
+                let got = fates(planner.chains(family).unwrap(), &packet);
+                prop_assert_eq!(got, expected, "{:?} to {:#?}", packet, route);
+            }
+        }
+    }
+}
+
+fn guarded(backends: &[Backend], ranges: &[&str], node: bool) -> Arc<Route> {
+    let mut route = (*cluster_ip("10.0.0.1", "web", backends)).clone();
+    route.kind = FrontendKind::LoadBalancer;
+    let cidrs = ranges.iter().map(|cidr| cidr.parse().unwrap()).collect();
+    route.source_ranges = Some(Arc::new(SourceRanges { cidrs, node }));
+    Arc::new(route)
+}
+
+#[test]
+fn r1_a_guarded_load_balancer_is_one_more_chain_and_a_drop() {
+    let route = guarded(&[backend("10.244.2.2", false)], &["192.0.2.0/24", "198.51.100.7/32"], true);
+    let text = text(&table(1, vec![route]), IpFamily::V4);
+    let expected = r#"
+-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http is not for this source" -j DROP
+-A KUBE-FW-XRY76EGRC3BSCIIJ -s 192.0.2.0/24 -m comment --comment "demo/web:http" -g KUBE-SVC-XRY76EGRC3BSCIIJ
+-A KUBE-FW-XRY76EGRC3BSCIIJ -s 198.51.100.7/32 -m comment --comment "demo/web:http" -g KUBE-SVC-XRY76EGRC3BSCIIJ
+-A KUBE-FW-XRY76EGRC3BSCIIJ -m addrtype --src-type LOCAL -m comment --comment "demo/web:http" -g KUBE-SVC-XRY76EGRC3BSCIIJ
+-A KUBE-FW-XRY76EGRC3BSCIIJ -m comment --comment "demo/web:http" -j ACCEPT
+-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http load-balancer address masq=node,outside empty=reject from=192.0.2.0/24,198.51.100.7/32,node" -j KUBE-FW-XRY76EGRC3BSCIIJ
+-A KUBE-SERVICES -d 10.0.0.1/32 -m comment --comment "kubernetes service nodeports" -j KUBE-NODEPORTS
+"#;
+    let rules = rules_of(&text, &["KUBE-SERVICES", "KUBE-FW-"]);
+    assert_eq!(rules, expected.trim().lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn r3_the_drop_comes_before_the_refusal_of_an_empty_service() {
+    let text = text(&table(1, vec![guarded(&[], &["192.0.2.0/24"], false)]), IpFamily::V4);
+    let expected = r#"
+-A KUBE-SERVICES -s 192.0.2.0/24 -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http load-balancer address masq=node,outside empty=reject from=192.0.2.0/24" -j REJECT --reject-with tcp-reset
+-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http" -j DROP
+"#;
+    let filter = text.split("*nat").next().unwrap();
+    assert_eq!(rules_of(filter, &["KUBE-SERVICES"]), expected.trim().lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn r1_whoever_is_shut_out_does_not_get_a_node_port_instead() {
+    let frontend = Frontend::node_port(IpFamily::V4, port(80), Protocol::Tcp);
+    let to = target(&[backend("10.244.2.3", false)], WhenEmpty::Reject);
+    let node_port = Route::new(frontend, FrontendKind::NodePort, name("other"), to, NOT_PODS);
+    let route = guarded(&[backend("10.244.2.2", false)], &[], false);
+    let table = table(1, vec![route, Arc::new(node_port)]);
+    let source = "192.0.2.7".parse().unwrap();
+    let to = "10.0.0.1:80".parse().unwrap();
+    let packet = Packet { source, source_is_local: false, to, protocol: Protocol::Tcp };
+    let planner = Planner::new(context(), table);
+    assert_eq!(fates(planner.chains(IpFamily::V4).unwrap(), &packet), [Fate::Dropped].into());
+}
