@@ -3,7 +3,7 @@
 //! Names are data: everything but letters, digits, `-`, `.` and `_` is percent-encoded, so that no name can
 //! end a comment or become an option.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+use std::{fmt::Write as _, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 use kubenet_core::{
@@ -202,6 +202,9 @@ pub(crate) fn backend_comment(label: &str, backend: &Backend) -> String {
     if backend.state == BackendState::Terminating {
         text.push_str(" terminating");
     }
+    if backend.weight != NonZeroU16::MIN {
+        let _ = write!(text, " weight={}", backend.weight);
+    }
     text
 }
 
@@ -214,7 +217,7 @@ pub(crate) fn parse_backend(comment: &str) -> Option<Backend> {
         match word {
             "local" => backend.local = true,
             "terminating" => backend.state = BackendState::Terminating,
-            _ => return None,
+            word => backend.weight = word.strip_prefix("weight=")?.parse().ok()?,
         }
     }
     Some(backend)

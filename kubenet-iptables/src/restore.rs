@@ -163,9 +163,8 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
         }
         out.push('"');
     }
-    if let Some(n) = rule.one_of {
-        let probability = 1.0 / f64::from(n.get());
-        write!(out, " -m statistic --mode random --probability {probability:.10}")?;
+    if let Some(chance) = rule.chance {
+        write!(out, " -m statistic --mode random --probability {chance}")?;
     }
     match &rule.target {
         None => {}

@@ -1,10 +1,12 @@
 //! Chains and rules as values: what [`crate::plan`] makes, [`crate::restore`] writes and [`crate::save`] reads.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     fmt,
+    hash::{Hash, Hasher},
     net::{IpAddr, SocketAddr},
-    num::{NonZeroU16, NonZeroU32},
+    num::NonZeroU16,
     sync::Arc,
 };
 
@@ -86,8 +88,8 @@ pub(crate) struct Rule {
     /// Whether the mark [`MASQUERADE_MARK`] is set.
     pub(crate) marked: Option<bool>,
     pub(crate) state: Option<State>,
-    /// Taken once in so many times, at random.
-    pub(crate) one_of: Option<NonZeroU32>,
+    /// Taken at random, so often.
+    pub(crate) chance: Option<Chance>,
     pub(crate) comment: String,
     pub(crate) target: Option<Target>,
 }
@@ -104,6 +106,71 @@ pub(crate) struct Source {
 pub(crate) enum State {
     New,
     RelatedOrEstablished,
+}
+
+/// A probability, in the ten digits that rules are written with.
+///
+/// The kernel keeps it as a fraction of 2³¹: two that are one to the kernel are equal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chance(u64);
+
+impl Chance {
+    const DIGITS: u64 = 10_000_000_000;
+    const KERNEL: u64 = 1 << 31;
+
+    /// `part` of `whole`. `None` when that is certain.
+    pub(crate) fn of(part: u64, whole: u64) -> Option<Self> {
+        (part < whole).then(|| Self(scaled(part, Self::DIGITS, whole)))
+    }
+
+    /// As `iptables-save` prints it.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let probability: f64 = text.parse().ok()?;
+        if !(0.0..1.0).contains(&probability) {
+            return None;
+        }
+        // Checked to be in range above.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        let kept = (probability * Self::KERNEL as f64).round() as u64;
+        Self::of(kept, Self::KERNEL)
+    }
+
+    /// As the kernel keeps it.
+    fn kept(self) -> u64 {
+        scaled(self.0, Self::KERNEL, Self::DIGITS)
+    }
+}
+
+/// `part * scale / whole`, rounded, a half to the even side as printing does.
+fn scaled(part: u64, scale: u64, whole: u64) -> u64 {
+    let (product, whole) = (u128::from(part) * u128::from(scale), u128::from(whole.max(1)));
+    let (down, rest) = (product / whole, product % whole);
+    let up = match (2 * rest).cmp(&whole) {
+        Ordering::Less => false,
+        Ordering::Equal => down % 2 == 1,
+        Ordering::Greater => true,
+    };
+    u64::try_from(down).unwrap_or(u64::MAX).saturating_add(u64::from(up))
+}
+
+impl PartialEq for Chance {
+    fn eq(&self, other: &Self) -> bool {
+        self.kept() == other.kept()
+    }
+}
+
+impl Eq for Chance {}
+
+impl Hash for Chance {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.kept().hash(state);
+    }
+}
+
+impl fmt::Display for Chance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0.{:010}", self.0)
+    }
 }
 
 /// What a rule does.
@@ -177,4 +244,41 @@ impl Rule {
 /// The network that holds only this address.
 pub(crate) fn host(address: IpAddr) -> IpNet {
     IpNet::from(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the kernel makes of a text, and prints.
+    fn through_the_kernel(text: &str) -> String {
+        let kept = (text.parse::<f64>().unwrap() * 2_147_483_648.0).round();
+        format!("{:.11}", kept / 2_147_483_648.0)
+    }
+
+    #[test]
+    fn equal_shares_are_written_as_ever() {
+        for n in 2..5_000 {
+            assert_eq!(Chance::of(1, n).unwrap().to_string(), format!("{:.10}", 1.0 / n as f64));
+        }
+        assert_eq!(Chance::of(3, 3), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_chance_is_the_same_after_the_kernel_had_it(part in 1u64..70_000, more in 1u64..700_000_000) {
+            let chance = Chance::of(part, part + more).unwrap();
+            let printed = through_the_kernel(&chance.to_string());
+            let again = Chance::parse(&printed).unwrap();
+            prop_assert_eq!(chance, again);
+            prop_assert_eq!(Chance::parse(&through_the_kernel(&again.to_string())), Some(chance));
+        }
+
+        #[test]
+        fn different_chances_stay_different(part in 1u64..1_000, whole in 2_000u64..10_000) {
+            prop_assert_ne!(Chance::of(part, whole), Chance::of(part + 1, whole));
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -10,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::{
     names::Names,
-    rule::{ChainKey, ChainName, Chains, Rule, Source, State, Table, Target},
+    rule::{ChainKey, ChainName, Chains, Chance, Rule, Source, State, Table, Target},
 };
 
 /// What a network namespace holds, in one address family.
@@ -187,7 +186,7 @@ fn parse_words(words: &[String]) -> Option<Rule> {
             "--src-type" if words.next()? == "LOCAL" => rule.source_is_local = true,
             "--comment" => rule.comment = words.next()?.to_owned(),
             "--mode" if words.next()? == "random" => {}
-            "--probability" => rule.one_of = Some(one_of(words.next()?)?),
+            "--probability" => rule.chance = Some(Chance::parse(words.next()?)?),
             "-g" => rule.target = Some(Target::Goto(ChainName::new(words.next()?))),
             "-j" => rule.target = Some(target(&mut words)?),
             _ => return None,
@@ -239,17 +238,4 @@ fn masquerade(options: &[&str]) -> Option<Target> {
 
 fn net(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse().ok().map(crate::rule::host))
-}
-
-/// The kernel keeps a probability as a fraction of 2³¹, which is exact enough for any number of backends that
-/// rules can hold.
-fn one_of(text: &str) -> Option<NonZeroU32> {
-    let probability: f64 = text.parse().ok()?;
-    let n = (1.0 / probability).round();
-    if !(2.0..1e6).contains(&n) {
-        return None;
-    }
-    // Checked to be in range above.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    NonZeroU32::new(n as u32)
 }

@@ -38,8 +38,11 @@ fn what_is_programmed_is_read_back_and_rewriting_it_changes_nothing() {
             [(1, vec!["a1", "b1"], vec!["a1"]), (2, vec!["b1"], vec![]), (3, vec![], vec![])]
         {
             let target = |pods: Vec<&str>, when_empty| {
-                let backends = pods.iter().map(|pod| world.backend(pod, V4)).collect::<Vec<_>>();
-                Target { backends: backends.into(), when_empty }
+                // Shares that are no round numbers.
+                let weights = [port(3 * n), port(7)];
+                let backends = pods.iter().zip(weights);
+                let backends = backends.map(|(pod, weight)| Backend { weight, ..world.backend(pod, V4) });
+                Target { backends: backends.collect(), when_empty }
             };
             let frontend = Frontend::node_port(V4, port(31000 + n), Protocol::Tcp);
             let internal = target(internal, WhenEmpty::Reject);

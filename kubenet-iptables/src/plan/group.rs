@@ -21,7 +21,7 @@
 //! not, and is dropped there, so flows that began before a range was taken away live on: their translation is
 //! known to the kernel, and no rule sees their frontend again.
 
-use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use kubenet_core::{
     model::IpFamily,
@@ -35,7 +35,7 @@ use super::{Context, Dispatch, GroupPlan};
 use crate::{
     names::NameHash,
     record::{self, RouteRecord},
-    rule::{ChainName, Rule, Target, host},
+    rule::{ChainName, Chance, Rule, Target, host},
 };
 
 /// The hash input of a route's chain names.
@@ -289,7 +289,7 @@ impl Group<'_> {
         chain
     }
 
-    /// The rules that pick a backend, each equally likely.
+    /// The rules that pick a backend, each as likely as it weighs.
     fn picks(&mut self, route: &Route, set: usize) -> Vec<Rule> {
         let names = &self.context.names;
         let backends = Arc::clone(&self.sets[set].backends);
@@ -297,19 +297,22 @@ impl Group<'_> {
         let identity = name_and_protocol(route);
         let label = record::label(&route.service_port);
         let mut rules = Vec::with_capacity(backends.len() + 1);
-        for (i, backend) in backends.iter().enumerate() {
-            let left = u32::try_from(backends.len() - i).unwrap_or(u32::MAX);
-            let one_of = NonZeroU32::new(left).filter(|left| left.get() > 1);
+        let weight = |backend: &Backend| u64::from(backend.weight.get());
+        let mut left: u64 = backends.iter().map(weight).sum();
+        for backend in backends.iter() {
+            // Of those that the rules before leave. The last takes the rest.
+            let chance = Chance::of(weight(backend), left);
+            left -= weight(backend);
             let comment = record::backend_comment(&label, backend);
             let itself = host(backend.address);
             let translate = Rule::to(Target::Dnat(backend.socket_addr())).protocol(protocol);
             let mark = Rule::jump(&names.mark_masq).from(itself).comment(label.clone());
             if backend.local {
                 let chain = names.endpoint(&identity, backend.socket_addr());
-                rules.push(Rule { one_of, ..Rule::jump(&chain) }.comment(comment));
+                rules.push(Rule { chance, ..Rule::jump(&chain) }.comment(comment));
                 self.plan.chains.push((chain, Arc::from([mark, translate.comment(label.clone())])));
-            } else if one_of.is_some() {
-                rules.push(Rule { one_of, ..translate }.not_from(itself).comment(comment));
+            } else if chance.is_some() {
+                rules.push(Rule { chance, ..translate }.not_from(itself).comment(comment));
             } else {
                 rules.push(mark);
                 rules.push(translate.comment(comment));

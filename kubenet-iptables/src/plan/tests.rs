@@ -135,6 +135,21 @@ COMMIT
 }
 
 #[test]
+fn weights_are_shares_of_what_the_rules_before_leave() {
+    let weighs = |address, weight| Backend { weight: port(weight), ..backend(address, false) };
+    let backends = [weighs("10.244.2.2", 3), weighs("10.244.2.3", 1), weighs("10.244.2.4", 4)];
+    let text = text(&table(1, vec![cluster_ip("10.96.0.10", "web", &backends)]), IpFamily::V4);
+    let expected = r#"
+-A KUBE-SVC-XRY76EGRC3BSCIIJ ! -s 10.244.2.2/32 -p tcp -m comment --comment "demo/web:http -> 10.244.2.2:8080 weight=3" -m statistic --mode random --probability 0.3750000000 -j DNAT --to-destination 10.244.2.2:8080
+-A KUBE-SVC-XRY76EGRC3BSCIIJ ! -s 10.244.2.3/32 -p tcp -m comment --comment "demo/web:http -> 10.244.2.3:8080" -m statistic --mode random --probability 0.2000000000 -j DNAT --to-destination 10.244.2.3:8080
+-A KUBE-SVC-XRY76EGRC3BSCIIJ -s 10.244.2.4/32 -m comment --comment "demo/web:http" -j KUBE-MARK-MASQ
+-A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -m comment --comment "demo/web:http -> 10.244.2.4:8080 weight=4" -j DNAT --to-destination 10.244.2.4:8080
+"#;
+    let rules = rules_of(&text, &["KUBE-SVC-"]);
+    assert_eq!(rules[1..], expected.trim().lines().collect::<Vec<_>>());
+}
+
+#[test]
 fn a_node_port_with_local_policy_decides_by_origin() {
     let frontend = Frontend::node_port(IpFamily::V6, port(30080), Protocol::Udp);
     let (here, there) = (backend("fd00:244:1::2", true), backend("fd00:244:2::2", false));
@@ -297,7 +312,11 @@ fn a_route_whose_rules_were_changed_is_not_read_back() {
 fn any_route() -> impl Strategy<Value = Arc<Route>> {
     let words = prop_oneof![Just("a"), Just("b"), Just("a/b"), Just("x \"y\" -j ACCEPT\n-A INPUT -j DROP")];
     let empty = || prop_oneof![Just(WhenEmpty::Reject), Just(WhenEmpty::Drop)];
-    let backends = || collection::btree_map((1u8..5, 1u16..3), (any::<bool>(), any::<bool>()), 0..4);
+    let weight = prop_oneof![Just(1u16), Just(1), 2u16..=u16::MAX];
+    let backends = || {
+        let state = (any::<bool>(), any::<bool>(), weight.clone());
+        collection::btree_map((1u8..5, 1u16..3), state, 0..4)
+    };
     let family = prop_oneof![Just(IpFamily::V4), Just(IpFamily::V6)];
     let frontend = (family, 0u8..4, 1u16..3, prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]);
     let more = (any::<[bool; 4]>(), (empty(), empty()), packets::any_ranges());
@@ -313,14 +332,14 @@ fn any_route() -> impl Strategy<Value = Arc<Route>> {
                 IpFamily::V4 => std::net::IpAddr::from([10, 96, 0, host]),
                 IpFamily::V6 => std::net::IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)]),
             };
-            let backends = |map: BTreeMap<(u8, u16), (bool, bool)>| -> Vec<Backend> {
+            let backends = |map: BTreeMap<(u8, u16), (bool, bool, u16)>| -> Vec<Backend> {
                 map.into_iter()
-                    .map(|((host, n), (local, ready))| Backend {
+                    .map(|((host, n), (local, ready, weight))| Backend {
                         address: address(host + 100),
                         port: port(n),
                         local,
                         state: if ready { BackendState::Ready } else { BackendState::Terminating },
-                        weight: NonZeroU16::MIN,
+                        weight: port(weight),
                     })
                     .collect()
             };

@@ -46,7 +46,7 @@ fn walk(chains: &Chains, table: Table, chain: &ChainName, packet: &Packet) -> BT
             Some(Target::RejectWithReset | Target::RejectUnreachable) => ([Fate::Refused].into(), false),
         };
         fates.append(&mut ends);
-        if !goes_on && rule.one_of.is_none() {
+        if !goes_on && rule.chance.is_none() {
             return fates;
         }
     }
