@@ -157,7 +157,8 @@ impl Decoder<'_> {
         if !backends.is_empty() {
             return Some((Arc::clone(&backends), backends));
         }
-        let by_origin = |rule: &&Rule| rule.source.is_some() || rule.source_is_local;
+        let by_origin =
+            |rule: &&Rule| rule.source.is_some() || rule.source_is_local || rule.interface.is_some();
         let rules = self.rules(chain)?;
         let set = |rule: &Rule| match &rule.target {
             Some(Target::Jump(set)) if *set != self.context.names.mark_masq => {

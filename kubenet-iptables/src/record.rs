@@ -223,14 +223,25 @@ pub(crate) fn parse_backend(comment: &str) -> Option<Backend> {
     Some(backend)
 }
 
+fn detector(kind: &str, interface: &str) -> String {
+    let mut text = format!("{kind} ");
+    encode(interface, &mut text);
+    text
+}
+
 /// The comments of the state chain.
 pub(crate) fn state_comments(revision: Revision, node: &NodeRouting) -> Vec<String> {
     let mut comments = vec![format!("kubenet 1 revision={}", revision.0)];
     comments.extend(node.addresses.iter().map(|a| format!("address {a}")));
     comments.extend(node.node_port_addresses.iter().map(|a| format!("node-port-address {a}")));
-    if let LocalDetector::Cidrs(cidrs) = &node.local_detector {
-        comments.push("detector cluster-cidrs".to_owned());
-        comments.extend(cidrs.iter().map(|cidr| format!("pods {cidr}")));
+    match &node.local_detector {
+        LocalDetector::Cidrs(cidrs) => {
+            comments.push("detector cluster-cidrs".to_owned());
+            comments.extend(cidrs.iter().map(|cidr| format!("pods {cidr}")));
+        }
+        LocalDetector::Bridge(bridge) => comments.push(detector("bridge", bridge)),
+        LocalDetector::InterfacePrefix(prefix) => comments.push(detector("interface-prefix", prefix)),
+        _ => {}
     }
     comments
 }
@@ -247,6 +258,10 @@ pub(crate) fn parse_state<'a>(
             "address" => node.addresses.push(value.parse().ok()?),
             "node-port-address" => node.node_port_addresses.push(value.parse().ok()?),
             "detector" if value == "cluster-cidrs" => cidrs = Some(Vec::new()),
+            "bridge" => node.local_detector = LocalDetector::Bridge(decode(value)?.to_string()),
+            "interface-prefix" => {
+                node.local_detector = LocalDetector::InterfacePrefix(decode(value)?.to_string());
+            }
             "pods" => cidrs.as_mut()?.push(value.parse().ok()?),
             _ => return None,
         }

@@ -125,6 +125,17 @@ pub(crate) fn write_rule(out: &mut String, rule: &Rule, family: IpFamily) {
     let _ = try_write_rule(out, rule, family);
 }
 
+/// Writes text that stands between quotes, so that nothing in it ends them.
+fn write_quoted(out: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' | '\r' | '\0' => out.push(' '),
+            _ => out.push(c),
+        }
+    }
+}
+
 fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::Result {
     if let Some(source) = rule.source {
         let not = if source.inverted { " !" } else { "" };
@@ -132,6 +143,12 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
     }
     if let Some(destination) = rule.destination {
         write!(out, " -d {destination}")?;
+    }
+    if let Some(interface) = &rule.interface {
+        let (name, suffix) = interface.parts();
+        out.push_str(" -i \"");
+        write_quoted(out, name);
+        write!(out, "{suffix}\"")?;
     }
     if let Some(protocol) = rule.protocol {
         let protocol = Protocol::as_lower_str(protocol);
@@ -154,13 +171,7 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
     }
     if !rule.comment.is_empty() {
         out.push_str(" -m comment --comment \"");
-        for c in rule.comment.chars() {
-            match c {
-                '"' | '\\' => out.extend(['\\', c]),
-                '\n' | '\r' | '\0' => out.push(' '),
-                _ => out.push(c),
-            }
-        }
+        write_quoted(out, &rule.comment);
         out.push('"');
     }
     if let Some(chance) = rule.chance {

@@ -80,6 +80,8 @@ pub(crate) type ChainChanges = BTreeMap<ChainKey, Option<Arc<[Rule]>>>;
 pub(crate) struct Rule {
     pub(crate) source: Option<Source>,
     pub(crate) destination: Option<IpNet>,
+    /// The interface that the packet came in through. One that this node sends itself has none.
+    pub(crate) interface: Option<Interface>,
     pub(crate) protocol: Option<Protocol>,
     /// Destination port.
     pub(crate) port: Option<NonZeroU16>,
@@ -99,6 +101,42 @@ pub(crate) struct Rule {
 pub(crate) struct Source {
     pub(crate) net: IpNet,
     pub(crate) inverted: bool,
+}
+
+/// A match on the name of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Interface {
+    Named(Arc<str>),
+    /// The name begins so.
+    Prefix(Arc<str>),
+}
+
+impl Interface {
+    /// The kernel's names have at most so many bytes: a prefix of this length is a whole name.
+    const LONGEST: usize = 15;
+
+    pub(crate) fn prefix(prefix: &str) -> Self {
+        match prefix.len() < Self::LONGEST {
+            true => Interface::Prefix(prefix.into()),
+            false => Interface::Named(prefix.into()),
+        }
+    }
+
+    /// As rules have it.
+    pub(crate) fn parse(text: &str) -> Self {
+        match text.strip_suffix('+') {
+            Some(prefix) => Interface::Prefix(prefix.into()),
+            None => Interface::Named(text.into()),
+        }
+    }
+
+    /// The name, and what follows it in rules.
+    pub(crate) fn parts(&self) -> (&str, &'static str) {
+        match self {
+            Interface::Named(name) => (name, ""),
+            Interface::Prefix(prefix) => (prefix, "+"),
+        }
+    }
 }
 
 /// A match on the state in connection tracking.
@@ -237,6 +275,7 @@ impl Rule {
             (ours, theirs) => ours.or(theirs),
         };
         self.source_is_local |= other.source_is_local;
+        self.interface = self.interface.or_else(|| other.interface.clone());
         Some(self)
     }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::{
     names::Names,
-    rule::{ChainKey, ChainName, Chains, Chance, Rule, Source, State, Table, Target},
+    rule::{ChainKey, ChainName, Chains, Chance, Interface, Rule, Source, State, Table, Target},
 };
 
 /// What a network namespace holds, in one address family.
@@ -169,6 +169,7 @@ fn parse_words(words: &[String]) -> Option<Rule> {
         match option {
             "-s" => rule.source = Some(Source { net: net(words.next()?)?, inverted: not }),
             "-d" => rule.destination = Some(net(words.next()?)?),
+            "-i" => rule.interface = Some(Interface::parse(words.next()?)),
             "-p" => rule.protocol = Some(words.next()?.parse().ok()?),
             "--dport" => rule.port = Some(words.next()?.parse().ok()?),
             "-m" => match words.next()? {

@@ -159,7 +159,9 @@ pub(crate) fn preview(
 fn routing_capabilities() -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
-    capabilities.features = [Feature::SourceRanges, Feature::Weights, Feature::RejectUnknownPorts].into();
+    capabilities.features =
+        [Feature::SourceRanges, Feature::Weights, Feature::InterfaceDetectors, Feature::RejectUnknownPorts]
+            .into();
     capabilities
 }
 

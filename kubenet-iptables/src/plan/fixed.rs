@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use kubenet_core::{
-    model::{IpFamily, Protocol},
+    model::{IpFamily, LocalDetector, Protocol},
     route::{Masquerade, NodeRouting, Origin, Revision, SourceRanges},
 };
 
 use super::Context;
 use crate::{
     record,
-    rule::{ChainKey, Rule, State, Table, Target, host},
+    rule::{ChainKey, Interface, Rule, State, Table, Target, host},
 };
 
 /// A rule in a built-in chain that leads to one of ours.
@@ -109,7 +109,8 @@ impl Context {
 
     /// Where flows come from, first match wins; what matches nothing comes from outside.
     ///
-    /// As [`NodeRouting::origin`] has it: the node's addresses, then the pods'. The kernel is asked which
+    /// As [`NodeRouting::origin`] has it: the node's addresses, then the pods'. A pod's interface needs no such
+    /// care: what this node sends comes in through none. The kernel is asked which
     /// addresses are the node's, after the pods' ranges so that only addresses inside those need rules of
     /// their own. An address of this node that `NodeRouting` does not list counts as the node's, too.
     pub(crate) fn sources(&self, node: &NodeRouting, family: IpFamily) -> Vec<(Rule, Origin)> {
@@ -121,6 +122,14 @@ impl Context {
             .map(|a| (Rule::default().from(host(*a)), Origin::Node))
             .collect();
         sources.extend(pods.map(|cidr| (Rule::default().from(*cidr), Origin::Pod)));
+        let interface = match &node.local_detector {
+            LocalDetector::Bridge(bridge) => Some(Interface::Named(bridge.as_str().into())),
+            LocalDetector::InterfacePrefix(prefix) => Some(Interface::prefix(prefix)),
+            _ => None,
+        };
+        sources.extend(
+            interface.map(|interface| (Rule { interface: Some(interface), ..Rule::default() }, Origin::Pod)),
+        );
         sources.push((Rule { source_is_local: true, ..Rule::default() }, Origin::Node));
         sources
     }

@@ -367,9 +367,13 @@ fn any_table(revision: u64) -> impl Strategy<Value = RouteTable> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(table in any_table(5)) {
+    fn what_is_written_is_read_back(table in any_table(5), detector in packets::any_detector()) {
+        let mut node = node();
+        node.local_detector = detector;
+        let table = RouteTable::new(Revision(5), Arc::new(node), table.routes().cloned());
         let read = read::table(&context(), &saved_table(&table));
         prop_assert_eq!(read.revision(), table.revision());
+        prop_assert_eq!(read.node(), table.node());
         prop_assert!(read.same_routes(&table), "{:#?}\nis not\n{:#?}", read, table);
     }
 

@@ -5,13 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use kubenet_core::route::SourceRanges;
 
 use super::*;
-use crate::rule::ChainName;
+use crate::rule::{ChainName, Interface};
 
 /// A new flow.
 #[derive(Clone, Copy, Debug)]
 struct Packet {
     source: IpAddr,
     source_is_local: bool,
+    /// The name of the one that it came in through; empty for what the node sends.
+    interface: &'static str,
     to: SocketAddr,
     protocol: Protocol,
 }
@@ -60,6 +62,10 @@ fn matches(rule: &Rule, packet: &Packet) -> bool {
         && rule.protocol.is_none_or(|protocol| protocol == packet.protocol)
         && rule.port.is_none_or(|port| port.get() == packet.to.port())
         && (!rule.source_is_local || packet.source_is_local)
+        && rule.interface.as_ref().is_none_or(|interface| match interface {
+            Interface::Named(name) => **name == *packet.interface,
+            Interface::Prefix(prefix) => packet.interface.starts_with(&**prefix),
+        })
 }
 
 fn fates(chains: &Chains, packet: &Packet) -> BTreeSet<Fate> {
@@ -90,6 +96,15 @@ fn sources(family: IpFamily) -> Vec<IpAddr> {
     texts.map(|text| text.parse().unwrap()).into()
 }
 
+pub(super) fn any_detector() -> impl Strategy<Value = LocalDetector> {
+    prop_oneof![
+        Just(node().local_detector),
+        Just(LocalDetector::None),
+        Just(LocalDetector::Bridge("veth2".into())),
+        Just(LocalDetector::InterfacePrefix("veth".into())),
+    ]
+}
+
 pub(super) fn any_ranges() -> impl Strategy<Value = Option<Arc<SourceRanges>>> {
     let cidrs = [
         "10.244.0.0/17",
@@ -115,7 +130,10 @@ pub(super) fn any_ranges() -> impl Strategy<Value = Option<Arc<SourceRanges>>> {
 
 proptest! {
     #[test]
-    fn a_packet_gets_what_its_route_says(table in any_table(1)) {
+    fn a_packet_gets_what_its_route_says(table in any_table(1), detector in any_detector()) {
+        let mut node = node();
+        node.local_detector = detector;
+        let table = RouteTable::new(Revision(1), Arc::new(node), table.routes().cloned());
         let planner = Planner::new(context(), table.clone());
         let node = table.node();
         for route in table.routes() {
@@ -130,8 +148,14 @@ proptest! {
             let to = SocketAddr::new(to, port.get());
             for source in sources(family) {
                 let source_is_local = node.addresses.contains(&source);
-                let packet = Packet { source, source_is_local, to, protocol };
-                let origin = node.origin(source, None);
+                let interface = match (source_is_local, table.node().local_detector.is_pod(source, None)) {
+                    (true, _) => "",
+                    (false, true) => "veth1",
+                    (false, false) if source.to_string().ends_with('7') => "veth2",
+                    _ => "eth0",
+                };
+                let packet = Packet { source, source_is_local, interface, to, protocol };
+                let origin = node.origin(source, Some(interface));
                 let target = route.target(origin);
                 let expected: BTreeSet<_> = match target.when_empty {
                     _ if !route.admits(origin, source) => [Fate::Dropped].into(),
@@ -146,6 +170,38 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_pods_interface_decides_and_the_nodes_own_packets_have_none() {
+    let mut node = node();
+    node.local_detector = LocalDetector::InterfacePrefix("veth".into());
+    let masquerade = Masquerade { pods: false, node: true, outside: true };
+    let chain = |node: &NodeRouting| {
+        let (_, rules) = context().masquerade_chain(masquerade, node, IpFamily::V6);
+        rules.iter().fold(String::new(), |mut text, rule| {
+            restore::write_rule(&mut text, rule, IpFamily::V6);
+            text + "\n"
+        })
+    };
+    assert_eq!(chain(&node), " -i \"veth+\" -j RETURN\n -g KUBE-MARK-MASQ\n");
+    node.local_detector = LocalDetector::Bridge("cni0".into());
+    assert_eq!(chain(&node), " -i \"cni0\" -j RETURN\n -g KUBE-MARK-MASQ\n");
+    // A whole name: with a plus sign it would be longer than the kernel takes.
+    node.local_detector = LocalDetector::InterfacePrefix("fifteen-letters".into());
+    assert_eq!(chain(&node), " -i \"fifteen-letters\" -j RETURN\n -g KUBE-MARK-MASQ\n");
+}
+
+#[test]
+fn an_interfaces_name_never_becomes_an_option() {
+    let name = "x\" -j ACCEPT\n-A";
+    let rule = Rule { interface: Some(Interface::Named(name.into())), ..Rule::to(Target::Drop) };
+    let mut line = String::new();
+    restore::write_rule(&mut line, &rule, IpFamily::V4);
+    let saved = Saved::parse(&format!("*nat\n-A KUBE-SERVICES{line}\n"), &context().names);
+    let rules = saved.chains.values().next().unwrap().as_ref().unwrap();
+    let plain = Interface::Named(name.replace('\n', " ").into());
+    assert_eq!(rules[..], [Rule { interface: Some(plain), ..Rule::to(Target::Drop) }]);
 }
 
 fn guarded(backends: &[Backend], ranges: &[&str], node: bool) -> Arc<Route> {
@@ -193,7 +249,7 @@ fn r1_whoever_is_shut_out_does_not_get_a_node_port_instead() {
     let table = table(1, vec![route, Arc::new(node_port)]);
     let source = "192.0.2.7".parse().unwrap();
     let to = "10.0.0.1:80".parse().unwrap();
-    let packet = Packet { source, source_is_local: false, to, protocol: Protocol::Tcp };
+    let packet = Packet { source, source_is_local: false, interface: "eth0", to, protocol: Protocol::Tcp };
     let planner = Planner::new(context(), table);
     assert_eq!(fates(planner.chains(IpFamily::V4).unwrap(), &packet), [Fate::Dropped].into());
 }
