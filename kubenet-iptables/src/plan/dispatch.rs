@@ -52,7 +52,12 @@ impl Frontends {
     }
 
     /// Prepares new rules for frontends, or their removal.
-    pub(super) fn edit(&self, context: &Context, rules: BTreeMap<Frontend, Option<Dispatch>>) -> Edit {
+    pub(super) fn edit(
+        &self,
+        context: &Context,
+        node: &NodeRouting,
+        rules: BTreeMap<Frontend, Option<Dispatch>>,
+    ) -> Edit {
         let mut edit = Edit { rules, ..Edit::default() };
         let address = |frontend: &Frontend| match frontend.address {
             FrontendAddress::Ip(address) => Some(address),
@@ -68,7 +73,8 @@ impl Frontends {
                 filter.extend(dispatch.filter.iter().cloned());
                 cluster_ip |= dispatch.cluster_ip;
             }
-            if cluster_ip {
+            // Where node ports answer, too, what is no Service port of the address may be a node port.
+            if cluster_ip && !node.has_node_ports_on(address) {
                 filter.extend(context.unknown_ports(address));
             }
             edit.nat.insert(address, (!nat.is_empty()).then(|| nat.into()));

@@ -127,7 +127,7 @@ impl Planner {
             plan.chains.extend([context.state_chain(table.revision(), node)]);
             let used = plan.masquerades.keys().map(|m| context.masquerade_chain(*m, node, *family));
             plan.chains.extend(used);
-            let edit = plan.frontends.edit(context, dispatch.remove(family).unwrap_or_default());
+            let edit = plan.frontends.edit(context, node, dispatch.remove(family).unwrap_or_default());
             plan.frontends.commit(edit);
             let chains = plan.frontends.chains(context, node, *family);
             plan.chains.extend(chains.into_iter().filter_map(|(key, rules)| Some((key, rules?))));
@@ -215,7 +215,7 @@ impl Planner {
             let of_family: BTreeMap<_, _> =
                 dispatch.extract_if(.., |frontend, _| frontend.family() == *family).collect();
             if !of_family.is_empty() {
-                let edit = current.frontends.edit(&self.context, of_family);
+                let edit = current.frontends.edit(&self.context, node, of_family);
                 let chains = current.frontends.changes(&edit, &self.context, node, *family);
                 let changed =
                     chains.into_iter().filter(|(key, rules)| current.chains.get(key) != rules.as_ref());
