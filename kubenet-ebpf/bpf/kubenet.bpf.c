@@ -5,6 +5,8 @@
 #include "ipv4.h"
 #include "ipv6.h"
 #include "conntrack.h"
+#include "maglev.h"
+#include "service.h"
 #include "sockets.h"
 
 #define FAMILY 4

@@ -58,13 +58,14 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 
 /*
  * Fills `target`. The client's own port is kept if it can be: when another
- * flow has it already on the way to the same backend, another backend may do,
- * else masquerading tells the two apart.
+ * flow has it already on the way to the same backend, another backend may do
+ * where the pick is random, else masquerading tells the two apart.
  */
 static __always_inline long F(assign)(const struct F(tuple) *tuple,
 				      struct F(tuple) *target,
-				      struct F(conntrack) *flow, __u32 base,
-				      __u32 slot_count, bool masquerade)
+				      struct F(conntrack) *flow,
+				      const struct choice *choice,
+				      bool masquerade)
 {
 	bool found = false;
 	long err;
@@ -72,7 +73,7 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 	for (int i = 0; i < 2; i++) {
 		const struct F(backend) *backend;
 
-		backend = F(pick_backend)(base, slot_count, &flow->backend);
+		backend = F(pick_backend)(choice, &flow->backend);
 		if (!backend)
 			continue;
 		found = true;
@@ -102,22 +103,20 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 {
 	__u32 origin = F(origin)(tuple);
 	bool outside = origin == SVC_MASQ_OUTSIDE;
-	__u32 slot_count = outside ? service->external_count
-				   : service->internal_count;
+	struct choice choice = {};
 	struct F(conntrack) flow = {
 		.service = service->id,
 		.last_seen = now_ticks(),
 	};
-	__u32 base;
 
-	if (!slot_count) {
+	F(choice)(&choice, service, outside, tuple);
+	if (!choice.count) {
 		if (service->flags &
 		    (outside ? SVC_EXTERNAL_DROP : SVC_INTERNAL_DROP))
 			return drop(METRIC_DROP_NO_LOCAL_BACKEND);
 		return REJECT;
 	}
-	base = outside ? service->external_base : service->internal_base;
-	switch (F(assign)(tuple, target, &flow, base, slot_count,
+	switch (F(assign)(tuple, target, &flow, &choice,
 			  service->flags & origin)) {
 	case 0:
 		count(METRIC_NEW_FLOW);

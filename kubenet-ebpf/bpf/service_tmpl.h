@@ -35,15 +35,30 @@ static __always_inline const struct service *F(service_of)(
 	return F(lookup_service)(&key);
 }
 
+/* What a flow of this client picks from; it must not be empty. */
+static __always_inline void F(choice)(struct choice *choice,
+				      const struct service *service,
+				      bool outside,
+				      const struct F(tuple) *client)
+{
+	choice->base = outside ? service->external_base
+			       : service->internal_base;
+	choice->count = outside ? service->external_count
+				: service->internal_count;
+	choice->hashed = service->flags & SVC_MAGLEV;
+	if (choice->hashed)
+		choice->hash = F(client_hash)(&client->saddr);
+}
+
 /*
- * A random slot of a range. A backend that was retired while this packet was on
- * its way is picked all the same: its address stands for a while, and the
- * flow's next packet sees that it is gone.
+ * A backend that was retired while this packet was on its way is picked all the
+ * same: its address stands for a while, and the flow's next packet sees that it
+ * is gone.
  */
 static __always_inline const struct F(backend) *F(pick_backend)(
-	__u32 base, __u32 slot_count, __u32 *id)
+	const struct choice *choice, __u32 *id)
 {
-	__u32 slot = base + bpf_get_prandom_u32() % slot_count;
+	__u32 slot = choose_slot(choice);
 	const __u32 *entry;
 
 	entry = bpf_map_lookup_elem(&slots, &slot);

@@ -33,6 +33,19 @@ static __always_inline const struct F(backend) *F(sock_sticky)(
 	return backend;
 }
 
+/*
+ * Whose flow this is: the node's processes together are one client, under the
+ * node's first address. A socket that connects has mostly none of its own yet,
+ * and a packet from here would leave with that one.
+ */
+static __always_inline void F(sock_client)(struct F(tuple) *client)
+{
+	const struct config *cfg = get_config();
+
+	if (cfg)
+		F(snat)(&client->saddr, cfg);
+}
+
 static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 					struct F(service_key) *key, bool sticky)
 {
@@ -42,6 +55,8 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	struct F(socket_peer) peer = {};
 	const struct service *service;
 	struct F(service_key) lookup = *key;
+	struct F(tuple) client = {};
+	struct choice choice = {};
 
 	service = F(lookup_service)(&lookup);
 	if (!service) {
@@ -70,11 +85,11 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 					   ? EHOSTUNREACH
 					   : ECONNREFUSED);
 	}
+	F(sock_client)(&client);
+	F(choice)(&choice, service, false, &client);
 	/* The second try is for a range that was just being replaced. */
 	for (int i = 0; i < 2 && !backend; i++)
-		backend = F(pick_backend)(service->internal_base,
-					  service->internal_count,
-					  &peer.backend);
+		backend = F(pick_backend)(&choice, &peer.backend);
 	if (!backend) {
 		count(METRIC_DROP_ROUTE);
 		return sock_refuse(EHOSTUNREACH);

@@ -15,7 +15,7 @@
 /* clang-format off */
 
 /* Bumped whenever a map's key, value or meaning changes. */
-#define KUBENET_LAYOUT 2
+#define KUBENET_LAYOUT 3
 
 /* Of the monotonic clock in nanoseconds: what last_seen leaves out. */
 #define KUBENET_CLOCK_SHIFT 30
@@ -44,10 +44,18 @@ struct service_key6 {
 #define SVC_INTERNAL_DROP	0x08
 #define SVC_EXTERNAL_DROP	0x10
 #define SVC_NODE_PORT		0x20
+/* A flow's slot is that of the client's hash, not one at random. */
+#define SVC_MAGLEV		0x40
+/*
+ * Members have other numbers of slots than one each. Behind the slots to pick
+ * from, user space notes for itself the number of members, the id of each, and
+ * the weight of each.
+ */
+#define SVC_LISTED		0x80
 
 struct service {
 	__u32 internal_base;	/* first slot for flows from pods and this node */
-	__u32 internal_count;
+	__u32 internal_count;	/* slots to pick from; with SVC_MAGLEV a power of two */
 	__u32 external_base;	/* first slot for flows from outside */
 	__u32 external_count;
 	__u32 id;		/* allocated, never hashed, never 0 */

@@ -1,10 +1,10 @@
 //! Which backend has which id.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, num::NonZeroU16, sync::Arc};
 
 use kubenet_core::{
     model::Protocol,
-    route::{Backend, ServicePortName},
+    route::{Backend, Route, ServicePortName},
 };
 
 use crate::{
@@ -15,12 +15,23 @@ use crate::{
 /// What an id stands for. The frontends of one Service port share their backends' ids.
 ///
 /// Whether a backend is ready or terminating is part of it: a change of state is a new id, so that an entry
-/// of `backends` never changes its meaning while a packet looks at it.
+/// of `backends` never changes its meaning while a packet looks at it. Its weight is not: that belongs to the
+/// set, and may differ from one to the next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     pub(crate) service_port: ServicePortName,
     pub(crate) protocol: Protocol,
     pub(crate) backend: Backend,
+}
+
+impl Identity {
+    pub(crate) fn new(route: &Route, backend: &Backend) -> Self {
+        Self {
+            service_port: route.service_port.clone(),
+            protocol: route.frontend.protocol,
+            backend: Backend { weight: NonZeroU16::MIN, ..*backend },
+        }
+    }
 }
 
 /// The backends of one address family: ids with reference counts.
@@ -128,7 +139,7 @@ mod tests {
                 port: 80.try_into().unwrap(),
                 local: false,
                 state,
-                weight: std::num::NonZeroU16::MIN,
+                weight: NonZeroU16::MIN,
             },
         }
     }

@@ -14,7 +14,8 @@ pub struct MapSizes {
     /// Frontends of each address family.
     pub services: u32,
     /// Places for backends in the sets of all frontends together. While a route changes, its old set and its
-    /// new one both need room.
+    /// new one both need room. A set of Maglev takes 16,384, which frontends of a Service port share when they
+    /// have the same backends; one of different weights takes up to 1,024, or 16 for each backend if that is more.
     pub slots: u32,
     /// IPv4 backends: one for each endpoint of each Service port.
     pub backends4: u32,

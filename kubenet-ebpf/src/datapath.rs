@@ -5,7 +5,7 @@ use futures::stream::BoxStream;
 use kubenet_core::{
     datapath::{
         ApplyReport, Capabilities, Close, Counters, Datapath, DatapathError, DatapathEvent, DrainStatus,
-        ErrorKind, EventHub, Limitation,
+        ErrorKind, EventHub, Feature, Limitation,
     },
     route::{FrontendKind, RouteDelta, RouteTable},
     worker::Worker,
@@ -116,6 +116,7 @@ fn closed(operation: &'static str) -> DatapathError {
 fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
+    capabilities.features = [Feature::Weights, Feature::Maglev].into();
     capabilities.local_backends_see_client = true;
     capabilities.node_udp_follows = false;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
@@ -132,6 +133,16 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
         "a flow counts as gone after 130 minutes without a packet (TCP) or 2 minutes (UDP), a connection that is \
          half closed after 2 minutes, one that nobody answered after 1; a UDP flow whose backend is silent for \
          30 seconds is the successor's",
+    );
+    add(
+        "endpoints of very different weight",
+        "where the weights of a target do not fit in 1,024 places (or 16 for each endpoint, if that is more), shares \
+         are rounded to one place, and nobody has less than one",
+    );
+    add(
+        "maglev for this node's own processes",
+        "all of them together are one client, under the node's first address: a socket that connects has no \
+         address yet",
     );
     add(
         "fragments",

@@ -13,6 +13,8 @@ pub(crate) const SVC_MASQ_OUTSIDE: u32 = 0x04;
 pub(crate) const SVC_INTERNAL_DROP: u32 = 0x08;
 pub(crate) const SVC_EXTERNAL_DROP: u32 = 0x10;
 pub(crate) const SVC_NODE_PORT: u32 = 0x20;
+pub(crate) const SVC_MAGLEV: u32 = 0x40;
+pub(crate) const SVC_LISTED: u32 = 0x80;
 
 pub(crate) const BACKEND_ALIVE: u16 = 0x01;
 pub(crate) const BACKEND_LOCAL: u16 = 0x02;

@@ -50,6 +50,8 @@ mod program;
 #[cfg(target_os = "linux")]
 mod rest;
 #[cfg(target_os = "linux")]
+mod sets;
+#[cfg(target_os = "linux")]
 mod slots;
 #[cfg(target_os = "linux")]
 mod state;

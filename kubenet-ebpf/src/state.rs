@@ -7,7 +7,7 @@ use std::{
 
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
-    model::{IpFamily, Protocol},
+    model::{Algorithm, IpFamily, Protocol},
     route::{
         Backend, Frontend, FrontendAddress, FrontendKind, NodeRouting, Revision, Route, RouteTable,
         ServicePortName, Target, WhenEmpty,
@@ -21,7 +21,8 @@ use crate::{
     ids::{Handle, Ids},
     layout,
     rest::Now,
-    slots::{NoSlots, Range, Slots},
+    sets::{Member, Set, Sets, is_listed},
+    slots::NoSlots,
 };
 
 /// One value for each address family.
@@ -47,13 +48,6 @@ impl<T> PerFamily<T> {
     }
 }
 
-/// A set of backends and the range of slots that holds their ids.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Set {
-    pub(crate) range: Range,
-    pub(crate) ids: Vec<u32>,
-}
-
 /// A route as the maps hold it.
 #[derive(Clone, Debug)]
 pub(crate) struct Programmed {
@@ -67,21 +61,23 @@ pub(crate) struct Programmed {
 impl Programmed {
     /// The entry of `services`.
     pub(crate) fn service(&self) -> layout::Service {
-        let external = self.external.as_ref().unwrap_or(&self.internal).range;
+        let external = self.external.as_ref().unwrap_or(&self.internal);
         let Route { masquerade, internal: inside, external: outside, frontend, .. } = &*self.route;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         layout::Service {
             internal_base: self.internal.range.base,
-            internal_count: self.internal.range.count,
-            external_base: external.base,
-            external_count: external.count,
+            internal_count: self.internal.picks(),
+            external_base: external.range.base,
+            external_count: external.picks(),
             id: self.id,
             flags: flag(masquerade.pods, layout::SVC_MASQ_PODS)
                 | flag(masquerade.node, layout::SVC_MASQ_NODE)
                 | flag(masquerade.outside, layout::SVC_MASQ_OUTSIDE)
                 | flag(inside.when_empty == WhenEmpty::Drop, layout::SVC_INTERNAL_DROP)
                 | flag(outside.when_empty == WhenEmpty::Drop, layout::SVC_EXTERNAL_DROP)
-                | flag(matches!(frontend.address, FrontendAddress::NodePort(_)), layout::SVC_NODE_PORT),
+                | flag(matches!(frontend.address, FrontendAddress::NodePort(_)), layout::SVC_NODE_PORT)
+                | flag(self.route.algorithm == Algorithm::Maglev, layout::SVC_MAGLEV)
+                | flag(is_listed(&self.route), layout::SVC_LISTED),
         }
     }
 
@@ -109,9 +105,9 @@ impl Staged {
         self.programmed.route.frontend.family()
     }
 
-    /// The slots that must be written first: base, and the ids from there on.
+    /// The slots that must be written first: base, and what they hold from there on.
     pub(crate) fn slots(&self) -> impl Iterator<Item = (u32, &[u32])> {
-        self.programmed.sets().map(|set| (set.range.base, &set.ids[..]))
+        self.programmed.sets().map(|set| (set.range.base, set.words()))
     }
 }
 
@@ -177,7 +173,7 @@ pub(crate) struct State {
     routes: BTreeMap<Frontend, Programmed>,
     backends: PerFamily<Backends>,
     ids: Ids,
-    slots: Slots,
+    sets: Sets,
     sizes: MapSizes,
 }
 
@@ -190,7 +186,7 @@ impl State {
             routes: BTreeMap::new(),
             backends: PerFamily { v4: Backends::new(sizes.backends4), v6: Backends::new(sizes.backends6) },
             ids: Ids::up_to(sizes.service_names()),
-            slots: Slots::new(sizes.slots),
+            sets: Sets::new(sizes.slots),
             sizes,
         }
     }
@@ -260,25 +256,26 @@ impl State {
             .chain([(&route.external, staged.programmed.external.as_mut())]);
         for (target, set) in sets {
             let Some(set) = set else { continue };
+            let mut members = Vec::with_capacity(target.backends.len());
             for backend in &*target.backends {
-                let identity = Identity {
-                    service_port: route.service_port.clone(),
-                    protocol: route.frontend.protocol,
-                    backend: *backend,
-                };
+                let identity = Identity::new(&route, backend);
                 let (handle, new) = self
                     .backends
                     .get_mut(family)
                     .acquire(identity, now)
                     .ok_or(Refused::Backends(family, size.saturating_sub(1)))?;
                 set.ids.push(handle.id);
+                members.push(Member::new(handle.id, backend));
                 if new {
                     staged.new_backends.push((handle, *backend));
                 }
             }
-            let count = u32::try_from(set.ids.len())
-                .map_err(|_| Refused::Invalid("has more backends than a map can hold".into()))?;
-            set.range = self.slots.take(count, now).map_err(Refused::Slots)?;
+            let taken = if is_listed(&route) {
+                self.sets.take_listed(set, (family, route.algorithm, members), now)
+            } else {
+                self.sets.take(set, now)
+            };
+            taken.map_err(Refused::Slots)?;
         }
         Ok(())
     }
@@ -329,7 +326,7 @@ impl State {
                     retired.push(Retired::Backend(family, id));
                 }
             }
-            self.slots.give_back(set.range, now);
+            self.sets.give_back(set, now);
         }
         if !keep_id {
             self.ids.give_back(programmed.id, now);
@@ -341,7 +338,7 @@ impl State {
     /// Whether a grace period would free something.
     pub(crate) fn has_resting(&self) -> bool {
         let backends = self.backends.v4.has_resting() || self.backends.v6.has_resting();
-        backends || self.ids.has_resting() || self.slots.has_resting()
+        backends || self.ids.has_resting() || self.sets.has_resting()
     }
 
     /// The caller waited for an RCU grace period.
@@ -349,7 +346,7 @@ impl State {
         self.backends.v4.wake_all();
         self.backends.v6.wake_all();
         self.ids.wake_all();
-        self.slots.wake_all();
+        self.sets.wake_all();
     }
 }
 
@@ -370,6 +367,9 @@ fn check(route: &Route) -> Result<(), String> {
                 route.frontend
             ));
         }
+    }
+    if !matches!(route.algorithm, Algorithm::Random | Algorithm::Maglev) {
+        return Err(format!("the algorithm {} is not supported by this datapath", route.algorithm));
     }
     encode_name(&route.service_port, route.kind).map(drop)
 }

@@ -274,7 +274,7 @@ impl Engine {
         for programmed in self.state.routes() {
             let sets = [Some(&programmed.internal), programmed.external.as_ref()];
             for set in sets.into_iter().flatten() {
-                self.maps.write_slots(set.range.base, &set.ids);
+                self.maps.write_slots(set.range.base, set.words());
             }
         }
         let mut drift = strangers;

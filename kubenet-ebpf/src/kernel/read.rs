@@ -1,19 +1,20 @@
 //! The table that the maps hold.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, num::NonZeroU16, sync::Arc};
 
 use kubenet_core::{
     datapath::DatapathError,
-    model::IpFamily,
+    model::{Algorithm, IpFamily},
     route::{Backend, Frontend, Masquerade, Revision, Route, RouteTable, Target, WhenEmpty},
 };
 
 use super::{maps::Maps, node};
 use crate::{
     layout::{
-        SVC_EXTERNAL_DROP, SVC_INTERNAL_DROP, SVC_MASQ_NODE, SVC_MASQ_OUTSIDE, SVC_MASQ_PODS, Service,
-        ServiceName,
+        SVC_EXTERNAL_DROP, SVC_INTERNAL_DROP, SVC_LISTED, SVC_MAGLEV, SVC_MASQ_NODE, SVC_MASQ_OUTSIDE,
+        SVC_MASQ_PODS, Service, ServiceName,
     },
+    sets::{self, Member},
     state::decode_name,
 };
 
@@ -43,14 +44,23 @@ fn route(
     };
     let flag = |flag: u32| service.flags & flag != 0;
     let family = frontend.family();
+    let algorithm = if flag(SVC_MAGLEV) { Algorithm::Maglev } else { Algorithm::Random };
     let target = |base: u32, count: u32, drop: bool| Target {
-        backends: set(maps, family, base, count),
+        backends: if flag(SVC_LISTED) {
+            listed_set(maps, family, algorithm, (base, count)).unwrap_or_else(|| {
+                tracing::warn!(%frontend, "slots do not hold what their list of backends says");
+                Arc::default()
+            })
+        } else {
+            set(maps, family, base, count)
+        },
         when_empty: if drop { WhenEmpty::Drop } else { WhenEmpty::Reject },
     };
     let masquerade =
         Masquerade { pods: flag(SVC_MASQ_PODS), node: flag(SVC_MASQ_NODE), outside: flag(SVC_MASQ_OUTSIDE) };
     let internal = target(service.internal_base, service.internal_count, flag(SVC_INTERNAL_DROP));
     let mut route = Route::new(*frontend, kind, service_port, internal, masquerade);
+    route.algorithm = algorithm;
     if service.external_base == service.internal_base && service.external_count == service.internal_count {
         route.external.when_empty = if flag(SVC_EXTERNAL_DROP) { WhenEmpty::Drop } else { WhenEmpty::Reject };
     } else {
@@ -61,5 +71,40 @@ fn route(
 
 fn set(maps: &Maps, family: IpFamily, base: u32, count: u32) -> Arc<[Backend]> {
     let slots = base..base.saturating_add(count).min(maps.slots.len());
-    slots.filter_map(|slot| maps.backend(family, maps.slots.load(slot)?)).collect()
+    sorted(slots.filter_map(|slot| maps.backend(family, maps.slots.load(slot)?)).collect())
+}
+
+/// A set with a list of its members, or `None` where the slots to pick from are not what the list says.
+fn listed_set(
+    maps: &Maps,
+    family: IpFamily,
+    algorithm: Algorithm,
+    (base, picks): (u32, u32),
+) -> Option<Arc<[Backend]>> {
+    if picks == 0 {
+        return Some(Arc::default());
+    }
+    let list = base.checked_add(picks)?;
+    let count = maps.slots.load(list)?;
+    // Before anything is allocated: the number is what somebody wrote there.
+    (u64::from(list) + 2 * u64::from(count) < u64::from(maps.slots.len())).then_some(())?;
+    let mut members = Vec::with_capacity(count as usize);
+    let mut backends = Vec::with_capacity(count as usize);
+    for slot in list + 1..=list + count {
+        let id = maps.slots.load(slot)?;
+        let weight = maps.slots.load(slot + count)?;
+        let weight = u16::try_from(weight).ok().and_then(NonZeroU16::new)?;
+        let backend = Backend { weight, ..maps.backend(family, id)? };
+        members.push(Member::new(id, &backend));
+        backends.push(backend);
+    }
+    let expected = sets::picks(algorithm, &members);
+    let actual = (base..list).map(|slot| maps.slots.load(slot));
+    actual.eq(expected.into_iter().map(Some)).then(|| sorted(backends))
+}
+
+/// As a target has them.
+fn sorted(mut backends: Vec<Backend>) -> Arc<[Backend]> {
+    backends.sort_unstable();
+    backends.into()
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::*;
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use kubenet_core::{
-    model::Protocol,
+    datapath::Feature,
+    model::{Algorithm, Protocol},
     route::{
         Backend, BackendState, Frontend, FrontendAddress, FrontendKind, Masquerade, ServicePortName, Target,
         WhenEmpty,
@@ -33,7 +34,9 @@ fn engine(sizes: MapSizes) -> Option<(Engine, BoxStream<'static, DatapathEvent>)
     let events = EventHub::default();
     let seen = events.subscribe();
     let builder = EbpfBuilder { sizes, ..EbpfBuilder::default() };
-    match Engine::start(builder, Capabilities::basic(), events) {
+    let mut capabilities = Capabilities::basic();
+    capabilities.features = Feature::ALL.into();
+    match Engine::start(builder, capabilities, events) {
         Ok(engine) => Some((engine, seen)),
         Err(e) if matches!(e.kind(), ErrorKind::Permission | ErrorKind::Unsupported) => {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {e}");
@@ -153,6 +156,45 @@ fn what_somebody_changed_is_found_and_put_right() {
         assert!(read.same_routes(&table), "{what} is repaired: {:?}", read.diff(&table));
         assert_eq!(next_drift(&mut events).is_some(), reported, "{what}");
     }
+}
+
+#[test]
+fn weights_and_maglev_are_read_back_and_what_is_changed_is_seen() {
+    let Some((mut engine, mut events)) = engine(MapSizes::default()) else { return };
+    let all: Vec<Arc<Route>> = (0..)
+        .zip(routes(8, 5))
+        .map(|(i, route)| {
+            let mut route = Route::clone(&route);
+            let weighted =
+                |(n, b): (u16, &Backend)| Backend { weight: (40 * n + 1).try_into().unwrap(), ..*b };
+            if i % 4 < 2 {
+                route.algorithm = Algorithm::Maglev;
+            }
+            if i % 3 > 0 {
+                route.internal.backends = (0..).zip(&*route.internal.backends).map(weighted).collect();
+            }
+            if i % 3 == 2 {
+                route.external.backends = [].into();
+            }
+            Arc::new(route)
+        })
+        .collect();
+    let table = table(1, all.clone());
+    let report = engine.replace(&table).unwrap();
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    let read = engine.read().unwrap();
+    assert!(read.same_routes(&table), "{:?}", read.diff(&table));
+    for route in &all {
+        let programmed = engine.state.get(&route.frontend).unwrap();
+        let (range, last) = (programmed.internal.range, programmed.internal.range.count - 1);
+        for word in [0, last] {
+            engine.maps.write_slots(range.base + word, &[0]);
+            assert!(!engine.read().unwrap().same_routes(&table), "{}: word {word}", route.frontend);
+            engine.replace(&table).unwrap();
+            assert!(engine.read().unwrap().same_routes(&table));
+        }
+    }
+    assert_eq!(next_drift(&mut events), None);
 }
 
 #[test]

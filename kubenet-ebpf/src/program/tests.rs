@@ -1,10 +1,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
+    num::NonZeroU16,
     time::Duration,
 };
 
 use kubenet_core::{
-    model::Protocol,
+    datapath::Feature,
+    maglev,
+    model::{Algorithm, Protocol},
     route::{
         BackendState, FrontendKind, Masquerade, NodeRouting, Revision, RouteTable, ServicePortName, Target,
         WhenEmpty,
@@ -16,7 +19,9 @@ use super::*;
 use crate::{MapSizes, rest::REST};
 
 /// What a packet finds behind a frontend: the backends by their generation-checked entries.
-type View = BTreeMap<Frontend, (Vec<Backend>, Vec<Backend>, u32)>;
+type View = BTreeMap<Frontend, (Seen, Seen, u32)>;
+/// Backends, and how many slots each has.
+type Seen = BTreeMap<Backend, u32>;
 
 /// Maps in memory, which look after every write whether a packet sees only whole routes.
 struct Memory {
@@ -45,15 +50,16 @@ impl Memory {
         }
     }
 
-    fn set(&self, frontend: &Frontend, base: u32, count: u32) -> Vec<Backend> {
-        (base..base + count)
-            .map(|slot| {
-                let id = self.slots[&slot];
-                let (_, backend, alive) = self.backends[&(frontend.family(), id)];
-                assert!(alive, "{frontend}: slot {slot} names the dead backend {id}");
-                backend
-            })
-            .collect()
+    /// The backends of a set, each with what is behind it of all slots.
+    fn set(&self, frontend: &Frontend, base: u32, count: u32) -> Seen {
+        let mut shares = BTreeMap::<Backend, u32>::new();
+        for slot in base..base + count {
+            let id = self.slots[&slot];
+            let (_, backend, alive) = self.backends[&(frontend.family(), id)];
+            assert!(alive, "{frontend}: slot {slot} names the dead backend {id}");
+            *shares.entry(Backend { weight: NonZeroU16::MIN, ..backend }).or_default() += 1;
+        }
+        shares
     }
 
     fn view(&self) -> View {
@@ -99,7 +105,9 @@ impl Tables for Memory {
         for (slot, id) in (base..).zip(ids) {
             assert!(slot < self.sizes.slots);
             self.slots.insert(slot, *id);
-            self.look();
+            if ids.len() < 1000 {
+                self.look();
+            }
         }
     }
 
@@ -141,16 +149,20 @@ impl Tables for Memory {
 }
 
 fn arbitrary_set(family: IpFamily) -> impl Strategy<Value = Target> {
-    let backend = (1u8..6, any::<bool>(), any::<bool>()).prop_map(move |(last, local, ready)| Backend {
-        address: match family {
-            IpFamily::V4 => [10, 244, 0, last].into(),
-            IpFamily::V6 => std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last.into()).into(),
-        },
-        port: 8080.try_into().unwrap(),
-        local,
-        state: if ready { BackendState::Ready } else { BackendState::Terminating },
-        weight: std::num::NonZeroU16::MIN,
-    });
+    let weight = prop_oneof![3 => Just(1), 1 => 1u16..5];
+    let backend =
+        (1u8..6, any::<bool>(), any::<bool>(), weight).prop_map(move |(last, local, ready, weight)| {
+            Backend {
+                address: match family {
+                    IpFamily::V4 => [10, 244, 0, last].into(),
+                    IpFamily::V6 => std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last.into()).into(),
+                },
+                port: 8080.try_into().unwrap(),
+                local,
+                state: if ready { BackendState::Ready } else { BackendState::Terminating },
+                weight: weight.try_into().unwrap(),
+            }
+        });
     (prop::collection::vec(backend, 0..6), any::<bool>()).prop_map(|(mut backends, drop)| {
         backends.sort_unstable();
         backends.dedup_by_key(|b| b.address);
@@ -192,8 +204,21 @@ fn table(routes: Vec<Arc<Route>>) -> RouteTable {
     RouteTable::new(Revision(1), Arc::new(NodeRouting::default()), routes)
 }
 
-fn view_of(route: &Route) -> (Vec<Backend>, Vec<Backend>, u32) {
-    let set = |t: &Target| t.backends.to_vec();
+fn view_of(route: &Route) -> (Seen, Seen, u32) {
+    let share = |b: &Backend| (Backend { weight: NonZeroU16::MIN, ..*b }, b.weight.get().into());
+    let set = |t: &Target| match route.algorithm {
+        Algorithm::Maglev => {
+            let table = maglev::Table::new(t.backends.iter().map(|b| (b.socket_addr(), b.weight)));
+            let mut seen = Seen::new();
+            for owner in table.slots() {
+                let (at, _) = table.backends()[usize::from(*owner)];
+                let backend = t.backends.iter().find(|b| b.socket_addr() == at).unwrap();
+                *seen.entry(share(backend).0).or_default() += 1;
+            }
+            seen
+        }
+        _ => t.backends.iter().map(share).collect(),
+    };
     let programmed = crate::state::Programmed {
         route: Arc::new(route.clone()),
         id: 1,
@@ -207,7 +232,9 @@ fn apply(state: &mut State, memory: &mut Memory, table: &RouteTable, now: Now) -
     memory.allowed[0] = memory.view();
     memory.allowed[1] = table.routes().map(|r| (r.frontend, view_of(r))).collect();
     let work = state.diff(table);
-    program(state, memory, &Capabilities::basic(), "replace", work, now)
+    let mut capabilities = Capabilities::basic();
+    capabilities.features = Feature::ALL.into();
+    program(state, memory, &capabilities, "replace", work, now)
 }
 
 /// What must hold between changes.
@@ -223,7 +250,11 @@ fn check(state: &State, memory: &Memory) {
         let alive = memory.backends.iter().filter(|((f, _), (_, _, alive))| *f == family && *alive).count();
         assert_eq!(alive, state.backends(family).in_use() as usize, "no backend leaks");
         for (handle, backend) in state.backends(family).iter() {
-            assert_eq!(memory.backends[&(family, handle.id)], (handle, *backend, true));
+            let (known, written, alive) = memory.backends[&(family, handle.id)];
+            assert_eq!(
+                (known, Backend { weight: NonZeroU16::MIN, ..written }, alive),
+                (handle, *backend, true)
+            );
         }
     }
     assert_eq!(memory.names.len(), memory.services.len(), "one name for each service");
@@ -283,7 +314,7 @@ fn route_with(port: u16, backends: u8) -> Arc<Route> {
             port: 80.try_into().unwrap(),
             local: true,
             state: BackendState::Ready,
-            weight: std::num::NonZeroU16::MIN,
+            weight: NonZeroU16::MIN,
         })
         .collect();
     Arc::new(Route::new(
@@ -313,6 +344,34 @@ fn a_table_that_is_full_of_what_rests_waits_for_a_grace_period() {
         "{message}"
     );
     check(&state, &memory);
+}
+
+#[test]
+fn frontends_of_a_service_port_share_a_table_of_maglev() {
+    const TABLE: u32 = 16_384 + 1 + 2 * 3;
+    let sizes = MapSizes { slots: TABLE, ..MapSizes::default() };
+    let mut state = State::new(sizes.clone());
+    let mut memory = Memory::new(sizes);
+    let hashed = |port| {
+        let mut route = Route::clone(&route_with(port, 3));
+        route.algorithm = Algorithm::Maglev;
+        Arc::new(route)
+    };
+    let mut programmed = |routes: &[Arc<Route>], now| {
+        let failed = apply(&mut state, &mut memory, &table(routes.to_vec()), now).failed;
+        (failed.into_iter().map(|f| f.error.to_string()).collect::<Vec<_>>(), memory.services.clone())
+    };
+    let (failed, services) = programmed(&[hashed(1), hashed(2)], Duration::ZERO);
+    assert_eq!(failed, Vec::<String>::new());
+    let ranges: Vec<_> = services.values().map(|s| (s.internal_base, s.internal_count, s.flags)).collect();
+    let flags = layout::SVC_MAGLEV | layout::SVC_LISTED;
+    assert_eq!(ranges, [(0, 16_384, flags), (0, 16_384, flags)]);
+    // Another set needs a table of its own.
+    let mut other = Route::clone(&hashed(3));
+    other.internal.backends = other.internal.backends[..2].into();
+    let (failed, services) = programmed(&[hashed(1), hashed(2), Arc::new(other)], REST);
+    assert!(failed[0].contains("map slots is full") && failed[0].contains("MapSizes::slots"), "{failed:?}");
+    assert_eq!((failed.len(), services.len()), (1, 2));
 }
 
 #[test]

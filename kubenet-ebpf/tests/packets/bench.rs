@@ -37,6 +37,7 @@ pub const MASQ_PODS: u32 = 0x01;
 pub const MASQ_OUTSIDE: u32 = 0x04;
 pub const INTERNAL_DROP: u32 = 0x08;
 pub const EXTERNAL_DROP: u32 = 0x10;
+pub const MAGLEV: u32 = 0x40;
 
 pub const ALIVE: u16 = 0x01;
 pub const LOCAL: u16 = 0x02;

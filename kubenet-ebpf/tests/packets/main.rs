@@ -15,6 +15,7 @@ mod netns;
 mod nets;
 mod tap;
 
+mod choice;
 mod flows;
 mod headers;
 mod lifetime;
