@@ -134,7 +134,8 @@ static __always_inline enum flow F(ct_check_reply)(
 /*
  * Whether a packet from a client may stay with its backend. Established TCP
  * does so until it ends; a new connection or a datagram only while the
- * frontend is the same Service's and the backend is in use. While draining,
+ * frontend is the same Service's and admits it, and the backend is in use.
+ * While draining,
  * nobody says when a backend goes: a datagram stays only if answers came lately.
  */
 static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
@@ -151,7 +152,8 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 	if (is_tcp(pkt) && !is_syn(pkt))
 		return true;
 	service = F(service_of)(tuple);
-	if (!service || service->id != ct->service)
+	if (!service || service->id != ct->service ||
+	    !F(admits)(service, tuple))
 		return false;
 	backend = F(live_backend)(ct->backend, ct->generation);
 	if (!backend)

@@ -109,6 +109,8 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 		.last_seen = now_ticks(),
 	};
 
+	if (!F(admits)(service, tuple))
+		return drop(METRIC_DROP_SOURCE_RANGE);
 	F(choice)(&choice, service, outside, tuple);
 	if (!choice.count) {
 		if (service->flags &

@@ -65,6 +65,11 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		bpf_map_delete_elem(&F(socket_peers), &socket);
 		return SOCK_ALLOW;
 	}
+	F(sock_client)(&client);
+	if (!F(admits)(service, &client)) {
+		count(METRIC_DROP_SOURCE_RANGE);
+		return sock_refuse(EPERM);
+	}
 	copy(peer.addr, key->addr);
 	peer.port = key->port;
 	peer.service = service->id;
@@ -85,7 +90,6 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 					   ? EHOSTUNREACH
 					   : ECONNREFUSED);
 	}
-	F(sock_client)(&client);
 	F(choice)(&choice, service, false, &client);
 	/* The second try is for a range that was just being replaced. */
 	for (int i = 0; i < 2 && !backend; i++)

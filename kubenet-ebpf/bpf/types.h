@@ -52,6 +52,10 @@ struct service_key6 {
  * the weight of each.
  */
 #define SVC_LISTED		0x80
+/* Only who is in `source_ranges` may reach it... */
+#define SVC_SOURCE_RANGES	0x100
+/* ...and this node. */
+#define SVC_SOURCE_NODE		0x200
 
 struct service {
 	__u32 internal_base;	/* first slot for flows from pods and this node */
@@ -130,6 +134,21 @@ struct conntrack6 {
 	__u32 generation;
 	__u32 last_seen;
 	__u32 flags;
+};
+
+/* ---- source ranges: who may reach a Service that not everybody may ---- */
+
+/* Key of LPM tries; its length counts the bits of the id, too. */
+struct source_range4 {
+	__u32 prefix_len;
+	__u32 service;		/* struct service.id */
+	__be32 addr;
+};
+
+struct source_range6 {
+	__u32 prefix_len;
+	__u32 service;
+	__be32 addr[4];
 };
 
 /* ---- facts about the node ---- */
@@ -211,6 +230,7 @@ enum metric {
 	METRIC_DROP_CONNTRACK_FULL,	/* the entry could not be written */
 	METRIC_DROP_MALFORMED,	/* headers that cannot be rewritten */
 	METRIC_DROP_ROUTE,	/* no way to the backend, or TTL exceeded */
+	METRIC_DROP_SOURCE_RANGE,	/* the client is in none of the Service's source ranges */
 	METRIC_MAX,
 };
 

@@ -30,6 +30,9 @@ pub struct MapSizes {
     pub node_addresses: u32,
     /// Ranges of pod addresses, of each family.
     pub pod_cidrs: u32,
+    /// Source ranges of all load-balancer addresses together, of each family. While a route changes, its old
+    /// ones and its new ones both need room.
+    pub source_ranges: u32,
 }
 
 impl Default for MapSizes {
@@ -43,6 +46,7 @@ impl Default for MapSizes {
             sockets: 65_536,
             node_addresses: 256,
             pod_cidrs: 1024,
+            source_ranges: 65_536,
         }
     }
 }
@@ -58,8 +62,17 @@ impl MapSizes {
         // What indexes of addresses have room for, see `kernel::node`.
         const MOST_ADDRESSES: u32 = 4094;
         const MOST: u32 = 1 << 26;
-        let Self { services, slots, backends4, backends6, connections, sockets, node_addresses, pod_cidrs } =
-            *self;
+        let Self {
+            services,
+            slots,
+            backends4,
+            backends6,
+            connections,
+            sockets,
+            node_addresses,
+            pod_cidrs,
+            source_ranges,
+        } = *self;
         let limits = [
             ("services", services, 1, MOST),
             ("slots", slots, 1, MOST),
@@ -69,6 +82,7 @@ impl MapSizes {
             ("sockets", sockets, 1, MOST),
             ("node_addresses", node_addresses, 1, MOST_ADDRESSES),
             ("pod_cidrs", pod_cidrs, 1, MOST),
+            ("source_ranges", source_ranges, 1, MOST),
         ];
         match limits.into_iter().find(|(_, size, least, most)| !(least..=most).contains(&size)) {
             Some((name, size, least, most)) => Err(error(

@@ -116,7 +116,7 @@ fn closed(operation: &'static str) -> DatapathError {
 fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
-    capabilities.features = [Feature::Weights, Feature::Maglev].into();
+    capabilities.features = [Feature::Weights, Feature::Maglev, Feature::SourceRanges].into();
     capabilities.local_backends_see_client = true;
     capabilities.node_udp_follows = false;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });

@@ -15,6 +15,8 @@ pub(crate) const SVC_EXTERNAL_DROP: u32 = 0x10;
 pub(crate) const SVC_NODE_PORT: u32 = 0x20;
 pub(crate) const SVC_MAGLEV: u32 = 0x40;
 pub(crate) const SVC_LISTED: u32 = 0x80;
+pub(crate) const SVC_SOURCE_RANGES: u32 = 0x100;
+pub(crate) const SVC_SOURCE_NODE: u32 = 0x200;
 
 pub(crate) const BACKEND_ALIVE: u16 = 0x01;
 pub(crate) const BACKEND_LOCAL: u16 = 0x02;
@@ -161,6 +163,14 @@ pub(crate) struct Conntrack<A> {
     pub(crate) flags: u32,
 }
 
+/// `struct source_range4` and `source_range6`, without the length of the prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub(crate) struct SourceRange<A> {
+    pub(crate) service: u32,
+    pub(crate) addr: A,
+}
+
 /// `struct config`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -277,6 +287,7 @@ unsafe impl Pod for Service {}
 unsafe impl<A: Address> Pod for Backend<A> {}
 unsafe impl<A: Address> Pod for Tuple<A> {}
 unsafe impl<A: Address> Pod for Conntrack<A> {}
+unsafe impl<A: Address> Pod for SourceRange<A> {}
 unsafe impl Pod for Config {}
 unsafe impl Pod for ServiceName {}
 unsafe impl Pod for SocketKey4 {}
@@ -294,6 +305,8 @@ const _: () = {
     assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
     assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4);
     assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4);
+    assert!(size_of::<SourceRange<Addr4>>() == 4 + 4);
+    assert!(size_of::<SourceRange<Addr6>>() == 4 + 16);
     assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2);
     assert!(size_of::<SocketKey4>() == 8 + 4 + 2 + 2);
     assert!(size_of::<SocketKey6>() == 8 + 16 + 2 + 2 + 4);

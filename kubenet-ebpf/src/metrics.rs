@@ -22,11 +22,13 @@ pub enum Metric {
     DropMalformed,
     /// Packets without a way to their backend, or at the end of their time to live.
     DropRoute,
+    /// New flows from clients in none of the Service's source ranges.
+    DropSourceRange,
 }
 
 impl Metric {
     /// All of them, in the order of their indexes.
-    pub const ALL: [Metric; 9] = [
+    pub const ALL: [Metric; 10] = [
         Metric::Forwarded,
         Metric::NewFlow,
         Metric::Rejected,
@@ -36,6 +38,7 @@ impl Metric {
         Metric::DropConntrackFull,
         Metric::DropMalformed,
         Metric::DropRoute,
+        Metric::DropSourceRange,
     ];
 
     /// Short name for metrics systems: `drop_no_local_backend`.
@@ -50,6 +53,7 @@ impl Metric {
             Metric::DropConntrackFull => "drop_conntrack_full",
             Metric::DropMalformed => "drop_malformed",
             Metric::DropRoute => "drop_route",
+            Metric::DropSourceRange => "drop_source_range",
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Writes routes to the maps, in the order that keeps every packet's view whole.
 //!
-//! New backends, then the slots that name them, then the one entry of `services`, which switches the packets
+//! New backends, then the slots that name them and source ranges, then the one entry of `services`, which switches the packets
 //! over at once; then the frontends that go; then what nothing refers to any more.
 
 use std::{collections::HashSet, sync::Arc};
 
+use ipnet::IpNet;
 use kubenet_core::{
     datapath::{Capabilities, DatapathError, ErrorKind, FailedRoute},
     model::IpFamily,
@@ -27,6 +28,10 @@ pub(crate) trait Tables {
     fn write_slots(&mut self, base: u32, ids: &[u32]);
     fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError>;
     fn remove_name(&mut self, id: u32) -> Result<(), DatapathError>;
+    /// A range from which clients may reach the Service.
+    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError>;
+    /// A range that is not there is no error.
+    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError>;
     fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError>;
     /// A frontend that is not there is no error.
     fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError>;
@@ -137,6 +142,10 @@ fn write_all(
             }
         }
     }
+    if retired.iter().any(|item| matches!(item, Retired::Source(..))) {
+        // Packets that have seen an old entry find its ranges, if the kernel can wait for them.
+        tables.wait_grace_period();
+    }
     clean(tables, &retired);
     full
 }
@@ -144,13 +153,16 @@ fn write_all(
 fn write_one(
     tables: &mut dyn Tables,
     operation: &'static str,
-    Staged { programmed, new_name, .. }: &Staged,
+    Staged { programmed, new_name, new_sources, .. }: &Staged,
 ) -> Result<(), DatapathError> {
     let route = &programmed.route;
     if *new_name {
         let name = encode_name(&route.service_port, route.kind)
             .map_err(|why| error(operation, ErrorKind::InvalidInput, why))?;
         tables.write_name(programmed.id, &name)?;
+    }
+    for cidr in new_sources {
+        tables.write_source(programmed.id, cidr)?;
     }
     tables.write_service(&route.frontend, &programmed.service())
 }
@@ -162,6 +174,12 @@ fn clean(tables: &mut dyn Tables, retired: &[Retired]) {
             Retired::Backend(family, id) => tables.kill_backend(family, id),
             Retired::Flows(flows) => {
                 stale.insert(flows);
+            }
+            Retired::Source(id, cidr) => {
+                // It counts for nobody, and the next audit removes it.
+                if let Err(error) = tables.remove_source(id, &cidr) {
+                    tracing::warn!(%error, id, %cidr, "cannot remove a source range");
+                }
             }
             Retired::Name(id) => {
                 // A name that stays behind is overwritten when its id is used again.

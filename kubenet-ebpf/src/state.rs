@@ -1,10 +1,11 @@
 //! What is programmed, and what has to be written to get somewhere else. Pure: no system call is made here.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
     model::{Algorithm, IpFamily, Protocol},
@@ -77,7 +78,9 @@ impl Programmed {
                 | flag(outside.when_empty == WhenEmpty::Drop, layout::SVC_EXTERNAL_DROP)
                 | flag(matches!(frontend.address, FrontendAddress::NodePort(_)), layout::SVC_NODE_PORT)
                 | flag(self.route.algorithm == Algorithm::Maglev, layout::SVC_MAGLEV)
-                | flag(is_listed(&self.route), layout::SVC_LISTED),
+                | flag(is_listed(&self.route), layout::SVC_LISTED)
+                | flag(self.route.source_ranges.is_some(), layout::SVC_SOURCE_RANGES)
+                | flag(self.route.source_ranges.as_ref().is_some_and(|s| s.node), layout::SVC_SOURCE_NODE),
         }
     }
 
@@ -98,6 +101,8 @@ pub(crate) struct Staged {
     pub(crate) new_backends: Vec<(Handle, Backend)>,
     /// The name must be written first.
     pub(crate) new_name: bool,
+    /// Source ranges that must be written first.
+    pub(crate) new_sources: Vec<IpNet>,
 }
 
 impl Staged {
@@ -116,6 +121,7 @@ impl Staged {
 pub(crate) enum Retired {
     Backend(IpFamily, u32),
     Name(u32),
+    Source(u32, IpNet),
     Flows(StaleFlows),
 }
 
@@ -134,6 +140,7 @@ pub(crate) enum Refused {
     Slots(NoSlots),
     Backends(IpFamily, u32),
     Ids(u32),
+    Sources(IpFamily, u32),
     Invalid(String),
 }
 
@@ -157,6 +164,10 @@ impl Refused {
                 };
                 format!("map {map} is full: it holds {size} entries: raise MapSizes::{setting}")
             }
+            Refused::Sources(family, size) => {
+                let map = if family == IpFamily::V4 { "source_ranges4" } else { "source_ranges6" };
+                format!("map {map} is full: it holds {size} entries: raise MapSizes::source_ranges")
+            }
             Refused::Ids(size) => {
                 format!("map service_names is full: it holds {size} entries: raise MapSizes::services")
             }
@@ -174,6 +185,8 @@ pub(crate) struct State {
     backends: PerFamily<Backends>,
     ids: Ids,
     sets: Sets,
+    /// How many source ranges are written.
+    sources: PerFamily<usize>,
     sizes: MapSizes,
 }
 
@@ -187,6 +200,7 @@ impl State {
             backends: PerFamily { v4: Backends::new(sizes.backends4), v6: Backends::new(sizes.backends6) },
             ids: Ids::up_to(sizes.service_names()),
             sets: Sets::new(sizes.slots),
+            sources: PerFamily::default(),
             sizes,
         }
     }
@@ -233,6 +247,7 @@ impl State {
             },
             new_backends: Vec::new(),
             new_name,
+            new_sources: Vec::new(),
         };
         match self.fill(&mut staged, now) {
             Ok(()) => Ok(staged),
@@ -277,7 +292,34 @@ impl State {
             };
             taken.map_err(Refused::Slots)?;
         }
+        self.take_sources(staged)
+    }
+
+    /// Room for the ranges that are not there yet.
+    fn take_sources(&mut self, staged: &mut Staged) -> Result<(), Refused> {
+        let route = &staged.programmed.route;
+        let family = route.frontend.family();
+        let old = self.routes.get(&route.frontend).filter(|old| old.id == staged.programmed.id);
+        let old = old.map_or(&[][..], |old| source_ranges(&old.route));
+        let new = missing(source_ranges(route), old);
+        let used = self.sources.get_mut(family);
+        if *used + new.len() > self.sizes.source_ranges as usize {
+            return Err(Refused::Sources(family, self.sizes.source_ranges));
+        }
+        *used += new.len();
+        staged.new_sources = new;
         Ok(())
+    }
+
+    /// These ranges of a service are not needed any more.
+    fn release_sources(
+        &mut self,
+        family: IpFamily,
+        id: u32,
+        cidrs: Vec<IpNet>,
+    ) -> impl Iterator<Item = Retired> {
+        *self.sources.get_mut(family) -= cidrs.len();
+        cidrs.into_iter().map(move |cidr| Retired::Source(id, cidr))
     }
 
     /// The route's entry of `services` is written: what it replaced is given back.
@@ -289,9 +331,16 @@ impl State {
             Protocol::Udp => staged.programmed.ids().collect(),
             _ => HashSet::new(),
         };
+        let new = Arc::clone(&staged.programmed.route);
         let Some(old) = self.routes.insert(frontend, staged.programmed) else { return Vec::new() };
         let same_id = old.id == id;
         let mut retired = self.release(&old, same_id, now);
+        let kept = if same_id { source_ranges(&new) } else { &[] };
+        retired.extend(self.release_sources(
+            frontend.family(),
+            old.id,
+            missing(source_ranges(&old.route), kept),
+        ));
         if frontend.protocol == Protocol::Udp && same_id {
             let family = frontend.family();
             let left: HashSet<u32> = old.ids().filter(|id| !picked.contains(id)).collect();
@@ -305,16 +354,20 @@ impl State {
     pub(crate) fn abort(&mut self, staged: Staged, now: Now) -> Vec<Retired> {
         let Programmed { route, id, .. } = &staged.programmed;
         let kept_id = self.routes.get(&route.frontend).is_some_and(|old| old.id == *id);
-        self.release(&staged.programmed, kept_id, now)
+        let (family, id) = (route.frontend.family(), *id);
+        let mut retired = self.release(&staged.programmed, kept_id, now);
+        retired.extend(self.release_sources(family, id, staged.new_sources));
+        retired
     }
 
     /// The frontend's entry of `services` is gone.
     #[must_use]
     pub(crate) fn remove(&mut self, frontend: &Frontend, now: Now) -> Vec<Retired> {
-        match self.routes.remove(frontend) {
-            Some(old) => self.release(&old, false, now),
-            None => Vec::new(),
-        }
+        let Some(old) = self.routes.remove(frontend) else { return Vec::new() };
+        let mut retired = self.release(&old, false, now);
+        let cidrs = missing(source_ranges(&old.route), &[]);
+        retired.extend(self.release_sources(frontend.family(), old.id, cidrs));
+        retired
     }
 
     fn release(&mut self, programmed: &Programmed, keep_id: bool, now: Now) -> Vec<Retired> {
@@ -350,6 +403,18 @@ impl State {
     }
 }
 
+/// From where a route may be reached, if not from everywhere.
+pub(crate) fn source_ranges(route: &Route) -> &[IpNet] {
+    route.source_ranges.as_ref().map_or(&[], |ranges| &ranges.cidrs)
+}
+
+/// Those of `cidrs` that are not in `other`, each once.
+fn missing(cidrs: &[IpNet], other: &[IpNet]) -> Vec<IpNet> {
+    let other: BTreeSet<&IpNet> = other.iter().collect();
+    let cidrs: BTreeSet<&IpNet> = cidrs.iter().collect();
+    cidrs.difference(&other).map(|cidr| **cidr).collect()
+}
+
 /// The rules that a route must obey to have a place in the maps. The router keeps them; a table may come from
 /// elsewhere.
 fn check(route: &Route) -> Result<(), String> {
@@ -367,6 +432,12 @@ fn check(route: &Route) -> Result<(), String> {
                 route.frontend
             ));
         }
+    }
+    if let Some(stray) = source_ranges(route).iter().find(|cidr| IpFamily::of(cidr.addr()) != family) {
+        return Err(format!(
+            "source range {stray}: must be an {family} range like the frontend {}",
+            route.frontend
+        ));
     }
     if !matches!(route.algorithm, Algorithm::Random | Algorithm::Maglev) {
         return Err(format!("the algorithm {} is not supported by this datapath", route.algorithm));

@@ -4,8 +4,9 @@ use std::{collections::HashSet, io, net::IpAddr, num::NonZeroU16, os::fd::AsFd};
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
+    maps::{HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie},
 };
+use ipnet::IpNet;
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
     model::{IpFamily, Protocol},
@@ -19,7 +20,7 @@ use crate::{
     ids::Handle,
     layout::{
         self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
-        Conntrack, Service, ServiceKey, ServiceName, SocketKey, SocketPeer, Tuple,
+        Conntrack, Service, ServiceKey, ServiceName, SocketKey, SocketPeer, SourceRange, Tuple,
     },
     program::Tables,
     state::StaleFlows,
@@ -44,6 +45,7 @@ pub(crate) struct FamilyMaps<A: Address> {
     pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
     pub(crate) node_addrs: HashMap<MapData, A, u32>,
     pub(crate) pod_cidrs: LpmTrie<MapData, A, u32>,
+    source_ranges: LpmTrie<MapData, SourceRange<A>, u32>,
     socket_peers: HashMap<MapData, A::SocketKey, SocketPeer<A>>,
 }
 
@@ -81,6 +83,7 @@ impl<A: Address> FamilyMaps<A> {
             conntrack: take(ebpf, &name("conntrack"), HashMap::try_from)?,
             node_addrs: take(ebpf, &name("node_addrs"), HashMap::try_from)?,
             pod_cidrs: take(ebpf, &name("pod_cidrs"), LpmTrie::try_from)?,
+            source_ranges: take(ebpf, &name("source_ranges"), LpmTrie::try_from)?,
             socket_peers: take(ebpf, &name("socket_peers"), HashMap::try_from)?,
         })
     }
@@ -128,6 +131,27 @@ impl<A: Address> FamilyMaps<A> {
         })?;
         tuples.iter().try_for_each(|tuple| deleted(self.conntrack.remove(tuple)))?;
         sockets.iter().try_for_each(|key| deleted(self.socket_peers.remove(key)))
+    }
+
+    fn write_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
+        self.source_ranges.insert(&source_key(service, addr, prefix_len), 1, 0)
+    }
+
+    fn remove_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
+        deleted(self.source_ranges.remove(&source_key(service, addr, prefix_len)))
+    }
+
+    /// Every entry of `source_ranges`.
+    fn sources(&self, found: &mut Vec<(u32, IpNet)>) -> Result<(), MapError> {
+        for key in self.source_ranges.keys() {
+            let key = key?;
+            let SourceRange { service, addr } = key.data();
+            let length = key.prefix_len().checked_sub(u32::BITS).and_then(|l| u8::try_from(l).ok());
+            if let Some(cidr) = length.and_then(|l| IpNet::new(addr.into(), l).ok()) {
+                found.push((service, cidr));
+            }
+        }
+        Ok(())
     }
 
     fn services(&self, visit: impl FnMut(ServiceKey<A>, Service)) -> io::Result<()> {
@@ -188,6 +212,16 @@ impl Maps {
         })
         .map_err(|e| self.unreadable("service_names", e))?;
         Ok(names)
+    }
+
+    /// Every source range, with the id of its service.
+    pub(crate) fn sources(&self) -> Result<Vec<(u32, IpNet)>, DatapathError> {
+        let mut found = Vec::new();
+        let result = self.v4.sources(&mut found);
+        result.map_err(|e| self.failed("source_ranges4", "source_ranges", e))?;
+        let result = self.v6.sources(&mut found);
+        result.map_err(|e| self.failed("source_ranges6", "source_ranges", e))?;
+        Ok(found)
     }
 
     /// The backend behind an id, as far as the entry is alive.
@@ -277,6 +311,10 @@ fn key(frontend: &Frontend) -> Key {
     }
 }
 
+fn source_key<A: Address>(service: u32, addr: A, prefix_len: u8) -> lpm_trie::Key<SourceRange<A>> {
+    lpm_trie::Key::new(u32::BITS + u32::from(prefix_len), SourceRange { service, addr })
+}
+
 /// A deletion of what is not there is none that failed.
 fn deleted(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
@@ -316,6 +354,30 @@ impl Tables for Maps {
     fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
         let result = deleted(self.names.remove(&id));
         result.map_err(|e| self.failed("service_names", "services", e))
+    }
+
+    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
+        let (map, result) = match cidr {
+            IpNet::V4(c) => {
+                ("source_ranges4", self.v4.write_source(service, c.addr().into(), c.prefix_len()))
+            }
+            IpNet::V6(c) => {
+                ("source_ranges6", self.v6.write_source(service, c.addr().into(), c.prefix_len()))
+            }
+        };
+        result.map_err(|e| self.failed(map, "source_ranges", e))
+    }
+
+    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
+        let (map, result) = match cidr {
+            IpNet::V4(c) => {
+                ("source_ranges4", self.v4.remove_source(service, c.addr().into(), c.prefix_len()))
+            }
+            IpNet::V6(c) => {
+                ("source_ranges6", self.v6.remove_source(service, c.addr().into(), c.prefix_len()))
+            }
+        };
+        result.map_err(|e| self.failed(map, "source_ranges", e))
     }
 
     fn write_service(&mut self, frontend: &Frontend, service: &Service) -> Result<(), DatapathError> {

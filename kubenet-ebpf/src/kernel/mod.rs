@@ -12,6 +12,7 @@ mod read;
 mod sys;
 
 use std::{
+    collections::HashSet,
     ops::RangeInclusive,
     path::PathBuf,
     sync::{
@@ -22,6 +23,7 @@ use std::{
 };
 
 use aya::{Ebpf, EbpfLoader, util::KernelVersion};
+use ipnet::IpNet;
 use kubenet_core::{
     datapath::{ApplyReport, Capabilities, DatapathError, DatapathEvent, DrainStatus, ErrorKind, EventHub},
     model::IpFamily,
@@ -37,7 +39,7 @@ use crate::{
     layout::{self, CONFIG_DRAINING},
     program::{Outcome, Tables, program},
     rest::Now,
-    state::{State, encode_name},
+    state::{State, encode_name, source_ranges},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
@@ -278,6 +280,7 @@ impl Engine {
             }
         }
         let mut drift = strangers;
+        self.repair_sources(&mut drift)?;
         let mut lost = Vec::new();
         for programmed in self.state.routes() {
             let route = &programmed.route;
@@ -308,6 +311,27 @@ impl Engine {
         if !drift.is_empty() {
             let detail = format!("somebody changed the maps: put right: {}", drift.join(", "));
             self.events.emit(&DatapathEvent::Drift { detail });
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Ranges first, before an entry that was lost says that they count.
+    fn repair_sources(&mut self, drift: &mut Vec<String>) -> Result<(), DatapathError> {
+        let wanted: HashSet<(u32, IpNet)> = self
+            .state
+            .routes()
+            .flat_map(|p| source_ranges(&p.route).iter().map(|cidr| (p.id, *cidr)))
+            .collect();
+        let found: HashSet<(u32, IpNet)> = self.maps.sources()?.into_iter().collect();
+        for (id, cidr) in wanted.difference(&found) {
+            drift.push(format!("the source range {cidr} of service id {id}"));
+            self.maps.write_source(*id, cidr)?;
+        }
+        for (id, cidr) in found.difference(&wanted) {
+            drift.push(format!("a foreign source range {cidr} of service id {id}"));
+            self.maps.remove_source(*id, cidr)?;
         }
         Ok(())
     }
@@ -371,6 +395,8 @@ fn load(sizes: &MapSizes, connect_refused: bool) -> Result<Ebpf, DatapathError> 
         ("node_addrs6", sizes.node_addresses),
         ("pod_cidrs4", sizes.pod_cidrs),
         ("pod_cidrs6", sizes.pod_cidrs),
+        ("source_ranges4", sizes.source_ranges),
+        ("source_ranges6", sizes.source_ranges),
     ] {
         loader.map_max_entries(map, size);
     }

@@ -2,17 +2,18 @@
 
 use std::{collections::HashMap, num::NonZeroU16, sync::Arc};
 
+use ipnet::IpNet;
 use kubenet_core::{
     datapath::DatapathError,
     model::{Algorithm, IpFamily},
-    route::{Backend, Frontend, Masquerade, Revision, Route, RouteTable, Target, WhenEmpty},
+    route::{Backend, Frontend, Masquerade, Revision, Route, RouteTable, SourceRanges, Target, WhenEmpty},
 };
 
 use super::{maps::Maps, node};
 use crate::{
     layout::{
         SVC_EXTERNAL_DROP, SVC_INTERNAL_DROP, SVC_LISTED, SVC_MAGLEV, SVC_MASQ_NODE, SVC_MASQ_OUTSIDE,
-        SVC_MASQ_PODS, Service, ServiceName,
+        SVC_MASQ_PODS, SVC_SOURCE_NODE, SVC_SOURCE_RANGES, Service, ServiceName,
     },
     sets::{self, Member},
     state::decode_name,
@@ -27,8 +28,21 @@ pub(crate) fn read(maps: &Maps, revision: Revision) -> Result<RouteTable, Datapa
     for stranger in strangers {
         tracing::warn!(%stranger, "an entry of the map of services is no frontend");
     }
-    let routes: Vec<Arc<Route>> =
-        services.iter().filter_map(|(frontend, service)| route(maps, &names, frontend, service)).collect();
+    let mut sources = HashMap::<u32, Vec<IpNet>>::new();
+    for (id, cidr) in maps.sources()? {
+        sources.entry(id).or_default().push(cidr);
+    }
+    let route = |(frontend, service): &(Frontend, Service)| {
+        let mut route = route(maps, &names, frontend, service)?;
+        if service.flags & SVC_SOURCE_RANGES != 0 {
+            let mut cidrs = sources.remove(&service.id).unwrap_or_default();
+            cidrs.sort_unstable();
+            let node = service.flags & SVC_SOURCE_NODE != 0;
+            route.source_ranges = Some(Arc::new(SourceRanges { cidrs, node }));
+        }
+        Some(Arc::new(route))
+    };
+    let routes: Vec<Arc<Route>> = services.iter().filter_map(route).collect();
     Ok(RouteTable::new(revision, node::read(maps)?, routes))
 }
 
@@ -37,7 +51,7 @@ fn route(
     names: &HashMap<u32, ServiceName>,
     frontend: &Frontend,
     service: &Service,
-) -> Option<Arc<Route>> {
+) -> Option<Route> {
     let Some((service_port, kind)) = names.get(&service.id).and_then(decode_name) else {
         tracing::warn!(%frontend, id = service.id, "a service has no name");
         return None;
@@ -66,7 +80,7 @@ fn route(
     } else {
         route.external = target(service.external_base, service.external_count, flag(SVC_EXTERNAL_DROP));
     }
-    Some(Arc::new(route))
+    Some(route)
 }
 
 fn set(maps: &Maps, family: IpFamily, base: u32, count: u32) -> Arc<[Backend]> {

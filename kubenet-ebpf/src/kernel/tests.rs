@@ -8,8 +8,8 @@ use kubenet_core::{
     datapath::Feature,
     model::{Algorithm, Protocol},
     route::{
-        Backend, BackendState, Frontend, FrontendAddress, FrontendKind, Masquerade, ServicePortName, Target,
-        WhenEmpty,
+        Backend, BackendState, Frontend, FrontendAddress, FrontendKind, Masquerade, ServicePortName,
+        SourceRanges, Target, WhenEmpty,
     },
 };
 
@@ -195,6 +195,59 @@ fn weights_and_maglev_are_read_back_and_what_is_changed_is_seen() {
         }
     }
     assert_eq!(next_drift(&mut events), None);
+}
+
+#[test]
+fn source_ranges_are_read_back_changed_and_repaired() {
+    let sizes = MapSizes { source_ranges: 3, ..MapSizes::default() };
+    let Some((mut engine, mut events)) = engine(sizes) else { return };
+    let ranged = |route: &Arc<Route>, cidrs: &[&str], node| {
+        let mut route = Route::clone(route);
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        route.source_ranges = Some(Arc::new(SourceRanges { cidrs, node }));
+        Arc::new(route)
+    };
+    let all = routes(4, 1);
+    let [v4, v6, empty] = [&all[1], &all[0], &all[3]];
+    let empty = ranged(empty, &[], false);
+    let one = table(
+        1,
+        [
+            ranged(v4, &["10.0.0.0/8", "192.0.2.7/32"], true),
+            ranged(v6, &["2001:db8::/32"], false),
+            Arc::clone(&empty),
+        ],
+    );
+    assert!(engine.replace(&one).unwrap().failed.is_empty());
+    let read = engine.read().unwrap();
+    assert!(read.same_routes(&one), "{:?}", read.diff(&one));
+
+    // Somebody removes one and adds another.
+    let id = engine.state.get(&v4.frontend).unwrap().id;
+    engine.maps.remove_source(id, &"10.0.0.0/8".parse().unwrap()).unwrap();
+    engine.maps.write_source(id, &"0.0.0.0/0".parse().unwrap()).unwrap();
+    assert!(!engine.read().unwrap().same_routes(&one));
+    engine.replace(&one).unwrap();
+    assert!(engine.read().unwrap().same_routes(&one));
+    let drift = next_drift(&mut events).unwrap();
+    assert!(drift.contains("the source range 10.0.0.0/8") && drift.contains("a foreign"), "{drift}");
+
+    // Others take their place, and what does not fit is refused by name and changes nothing.
+    let two = table(2, [ranged(v4, &["192.0.2.7/32", "198.51.100.0/24"], false), Arc::clone(&empty)]);
+    assert!(engine.apply(&one.diff(&two)).unwrap().failed.is_empty());
+    assert!(engine.read().unwrap().same_routes(&two));
+    let three = table(3, [ranged(v4, &["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16"], false)]);
+    let failed = engine.apply(&two.diff(&three)).unwrap().failed;
+    let message = failed[0].error.to_string();
+    assert_eq!((failed.len(), failed[0].error.kind()), (1, ErrorKind::Capacity));
+    assert!(
+        message.contains("source_ranges4 is full: it holds 3 entries: raise MapSizes::source_ranges"),
+        "{message}"
+    );
+    assert_eq!(engine.read().unwrap().get(&v4.frontend), two.get(&v4.frontend));
+
+    engine.replace(&table(4, [])).unwrap();
+    assert_eq!(engine.maps.sources().unwrap(), []);
 }
 
 #[test]

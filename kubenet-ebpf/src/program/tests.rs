@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroU16,
     time::Duration,
 };
@@ -9,8 +9,8 @@ use kubenet_core::{
     maglev,
     model::{Algorithm, Protocol},
     route::{
-        BackendState, FrontendKind, Masquerade, NodeRouting, Revision, RouteTable, ServicePortName, Target,
-        WhenEmpty,
+        BackendState, FrontendKind, Masquerade, NodeRouting, Revision, RouteTable, ServicePortName,
+        SourceRanges, Target, WhenEmpty,
     },
 };
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ use super::*;
 use crate::{MapSizes, rest::REST};
 
 /// What a packet finds behind a frontend: the backends by their generation-checked entries.
-type View = BTreeMap<Frontend, (Seen, Seen, u32)>;
+type View = BTreeMap<Frontend, (Seen, Seen, u32, BTreeSet<IpNet>)>;
 /// Backends, and how many slots each has.
 type Seen = BTreeMap<Backend, u32>;
 
@@ -30,6 +30,7 @@ struct Memory {
     slots: HashMap<u32, u32>,
     names: HashMap<u32, layout::ServiceName>,
     services: BTreeMap<Frontend, layout::Service>,
+    sources: BTreeSet<(u32, IpNet)>,
     /// What each frontend may show: before the change and after it.
     allowed: [View; 2],
     grace_periods: usize,
@@ -44,6 +45,7 @@ impl Memory {
             slots: HashMap::new(),
             names: HashMap::new(),
             services: BTreeMap::new(),
+            sources: BTreeSet::new(),
             allowed: Default::default(),
             grace_periods: 0,
             cut: Vec::new(),
@@ -68,16 +70,26 @@ impl Memory {
             .map(|(frontend, s)| {
                 let internal = self.set(frontend, s.internal_base, s.internal_count);
                 let external = self.set(frontend, s.external_base, s.external_count);
-                (*frontend, (internal, external, s.flags))
+                let sources = self.sources.iter().filter(|(id, _)| *id == s.id).map(|(_, cidr)| *cidr);
+                (*frontend, (internal, external, s.flags, sources.collect()))
             })
             .collect()
     }
 
     fn look(&self) {
         for (frontend, seen) in self.view() {
-            let [before, after] = &self.allowed;
+            // Of both routes' source ranges, none may be missing while the other's are there, too.
+            let ranges = |view: &View| view.get(&frontend).map_or(BTreeSet::new(), |v| v.3.clone());
+            let either: BTreeSet<IpNet> = self.allowed.iter().flat_map(ranges).collect();
+            let fits = |view: &View| {
+                view.get(&frontend).is_some_and(|(internal, external, flags, sources)| {
+                    (internal, external, flags) == (&seen.0, &seen.1, &seen.2)
+                        && sources.is_subset(&seen.3)
+                        && seen.3.is_subset(&either)
+                })
+            };
             assert!(
-                before.get(&frontend) == Some(&seen) || after.get(&frontend) == Some(&seen),
+                self.allowed.iter().any(fits),
                 "{frontend}: a packet sees {seen:?}, neither the old route nor the new one"
             );
         }
@@ -118,6 +130,20 @@ impl Tables for Memory {
 
     fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
         self.names.remove(&id);
+        Ok(())
+    }
+
+    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
+        let family = self.sources.iter().filter(|(_, c)| IpFamily::of(c.addr()) == IpFamily::of(cidr.addr()));
+        assert!(family.count() < self.sizes.source_ranges as usize, "room is looked for before");
+        self.sources.insert((service, *cidr));
+        self.look();
+        Ok(())
+    }
+
+    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
+        self.sources.remove(&(service, *cidr));
+        self.look();
         Ok(())
     }
 
@@ -171,12 +197,22 @@ fn arbitrary_set(family: IpFamily) -> impl Strategy<Value = Target> {
     })
 }
 
+fn arbitrary_sources(family: IpFamily) -> impl Strategy<Value = Option<Arc<SourceRanges>>> {
+    let cidr = (1u8..5).prop_map(move |n| match family {
+        IpFamily::V4 => IpNet::new([10, n, 0, 0].into(), 16).unwrap(),
+        IpFamily::V6 => format!("fd0{n}::/32").parse().unwrap(),
+    });
+    let ranges = (prop::collection::btree_set(cidr, 0..4), any::<bool>())
+        .prop_map(|(cidrs, node)| Arc::new(SourceRanges { cidrs: cidrs.into_iter().collect(), node }));
+    prop::option::of(ranges)
+}
+
 fn arbitrary_route() -> impl Strategy<Value = Arc<Route>> {
     let family = prop_oneof![Just(IpFamily::V4), Just(IpFamily::V6)];
     let name = prop_oneof![Just("web"), Just("api")];
     (family, any::<bool>(), 1u16..6, name, any::<bool>()).prop_flat_map(|(family, node, port, name, masq)| {
-        (arbitrary_set(family), arbitrary_set(family), any::<bool>()).prop_map(
-            move |(internal, external, same)| {
+        (arbitrary_set(family), arbitrary_set(family), any::<bool>(), arbitrary_sources(family)).prop_map(
+            move |(internal, external, same, sources)| {
                 let port = port.try_into().unwrap();
                 let address = match family {
                     IpFamily::V4 => [10, 96, 0, 1].into(),
@@ -194,6 +230,7 @@ fn arbitrary_route() -> impl Strategy<Value = Arc<Route>> {
                 if !same {
                     route.external = external;
                 }
+                route.source_ranges = sources;
                 Arc::new(route)
             },
         )
@@ -204,7 +241,7 @@ fn table(routes: Vec<Arc<Route>>) -> RouteTable {
     RouteTable::new(Revision(1), Arc::new(NodeRouting::default()), routes)
 }
 
-fn view_of(route: &Route) -> (Seen, Seen, u32) {
+fn view_of(route: &Route) -> (Seen, Seen, u32, BTreeSet<IpNet>) {
     let share = |b: &Backend| (Backend { weight: NonZeroU16::MIN, ..*b }, b.weight.get().into());
     let set = |t: &Target| match route.algorithm {
         Algorithm::Maglev => {
@@ -225,7 +262,8 @@ fn view_of(route: &Route) -> (Seen, Seen, u32) {
         internal: Default::default(),
         external: None,
     };
-    (set(&route.internal), set(&route.external), programmed.service().flags)
+    let sources = crate::state::source_ranges(route).iter().copied().collect();
+    (set(&route.internal), set(&route.external), programmed.service().flags, sources)
 }
 
 fn apply(state: &mut State, memory: &mut Memory, table: &RouteTable, now: Now) -> Outcome {
@@ -258,6 +296,11 @@ fn check(state: &State, memory: &Memory) {
         }
     }
     assert_eq!(memory.names.len(), memory.services.len(), "one name for each service");
+    let sources: BTreeSet<(u32, IpNet)> = state
+        .routes()
+        .flat_map(|p| crate::state::source_ranges(&p.route).iter().map(|cidr| (p.id, *cidr)))
+        .collect();
+    assert_eq!(memory.sources, sources, "no source range leaks");
 }
 
 proptest! {
@@ -283,10 +326,16 @@ proptest! {
     #[test]
     fn full_maps_fail_routes_by_name_and_leave_the_others_whole(
         tables in prop::collection::vec((prop::collection::vec(arbitrary_route(), 0..12), 0u64..1500), 1..12),
-        (slots, backends, services) in (4u32..20, 4u32..12, 1u32..6),
+        (slots, backends, services, source_ranges) in (4u32..20, 4u32..12, 1u32..6, 1u32..8),
     ) {
-        let sizes =
-            MapSizes { slots, backends4: backends, backends6: backends, services, ..MapSizes::default() };
+        let sizes = MapSizes {
+            slots,
+            backends4: backends,
+            backends6: backends,
+            services,
+            source_ranges,
+            ..MapSizes::default()
+        };
         let mut state = State::new(sizes.clone());
         let mut memory = Memory::new(sizes);
         let mut now = Duration::ZERO;

@@ -38,6 +38,8 @@ pub const MASQ_OUTSIDE: u32 = 0x04;
 pub const INTERNAL_DROP: u32 = 0x08;
 pub const EXTERNAL_DROP: u32 = 0x10;
 pub const MAGLEV: u32 = 0x40;
+pub const SOURCE_RANGES: u32 = 0x100;
+pub const SOURCE_NODE: u32 = 0x200;
 
 pub const ALIVE: u16 = 0x01;
 pub const LOCAL: u16 = 0x02;
@@ -60,6 +62,7 @@ pub enum Metric {
     ConntrackFull,
     Malformed,
     Route,
+    SourceRange,
 }
 
 /// Where a frame comes in or goes out.
@@ -275,7 +278,7 @@ impl Bench {
         base
     }
 
-    /// Serves a frontend. The address of a node port is that of nobody: all zero.
+    /// Serves a frontend, and says the id of the service. The address of a node port is that of nobody: all zero.
     pub fn serve(
         &mut self,
         frontend: SocketAddr,
@@ -283,7 +286,7 @@ impl Bench {
         flags: u32,
         internal: &[u32],
         external: &[u32],
-    ) {
+    ) -> u32 {
         let mut value = Vec::new();
         for set in [internal, external] {
             value.extend(self.range(set).to_ne_bytes());
@@ -296,6 +299,34 @@ impl Bench {
         match frontend {
             SocketAddr::V4(_) => self.insert::<8, 24>("services4", &key, &value),
             SocketAddr::V6(_) => self.insert::<20, 24>("services6", &key, &value),
+        }
+        self.next_service - 1
+    }
+
+    /// Lets clients of a range reach a service.
+    pub fn source_range(&mut self, service: u32, address: IpAddr, len: u32) {
+        fn insert<const K: usize>(map: &mut aya::maps::Map, len: u32, key: &[u8]) {
+            let key: [u8; K] = key.try_into().expect("key");
+            let mut map = lpm_trie::LpmTrie::<_, [u8; K], u32>::try_from(map).expect("trie");
+            map.insert(&lpm_trie::Key::new(32 + len, key), 1, 0).expect("insert");
+        }
+        let key = [service.to_ne_bytes().to_vec(), octets(address)].concat();
+        match address {
+            IpAddr::V4(_) => insert::<8>(self.map_mut("source_ranges4"), len, &key),
+            IpAddr::V6(_) => insert::<20>(self.map_mut("source_ranges6"), len, &key),
+        }
+    }
+
+    pub fn remove_source_range(&mut self, service: u32, address: IpAddr, len: u32) {
+        fn remove<const K: usize>(map: &mut aya::maps::Map, len: u32, key: &[u8]) {
+            let key: [u8; K] = key.try_into().expect("key");
+            let mut map = lpm_trie::LpmTrie::<_, [u8; K], u32>::try_from(map).expect("trie");
+            map.remove(&lpm_trie::Key::new(32 + len, key)).expect("remove");
+        }
+        let key = [service.to_ne_bytes().to_vec(), octets(address)].concat();
+        match address {
+            IpAddr::V4(_) => remove::<8>(self.map_mut("source_ranges4"), len, &key),
+            IpAddr::V6(_) => remove::<20>(self.map_mut("source_ranges6"), len, &key),
         }
     }
 

@@ -23,4 +23,5 @@ mod masquerade;
 mod pass;
 mod refuse;
 mod size;
+mod sources;
 mod wire;
