@@ -34,15 +34,20 @@ volatile const __u32 fib_flags = 0;
 #define AF_INET 2
 #define AF_INET6 10
 
+/* The coarse clock does not ask the hardware. */
+static __always_inline __u64 now_ns(void)
+{
+	return have_coarse_clock ? bpf_ktime_get_coarse_ns()
+				 : bpf_ktime_get_ns();
+}
+
 /*
  * Ticks of about a second, which user space can read, too: see
- * KUBENET_CLOCK_SHIFT. The coarse clock does not ask the hardware.
+ * KUBENET_CLOCK_SHIFT.
  */
 static __always_inline __u32 now_ticks(void)
 {
-	return (have_coarse_clock ? bpf_ktime_get_coarse_ns()
-				  : bpf_ktime_get_ns()) >>
-	       KUBENET_CLOCK_SHIFT;
+	return now_ns() >> KUBENET_CLOCK_SHIFT;
 }
 
 static __always_inline void count(__u32 metric)

@@ -13,6 +13,7 @@
 #define F(name) F_EXPAND(name, FAMILY)
 
 #include "service_tmpl.h"
+#include "affinity_tmpl.h"
 #include "conntrack_tmpl.h"
 #include "rewrite_tmpl.h"
 #include "answer_tmpl.h"

@@ -63,6 +63,20 @@ struct {
 	__type(value, struct conntrack6);
 } conntrack6 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct affinity_key4);
+	__type(value, struct affinity);
+} affinity4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct affinity_key6);
+	__type(value, struct affinity);
+} affinity6 SEC(".maps");
+
 /* An address of this node -> NODE_ADDR_*. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -118,6 +118,8 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 			return drop(METRIC_DROP_NO_LOCAL_BACKEND);
 		return REJECT;
 	}
+	if (service->affinity)
+		choice.fixed = F(stick)(tuple, service, &choice);
 	switch (F(assign)(tuple, target, &flow, &choice,
 			  service->flags & origin)) {
 	case 0:

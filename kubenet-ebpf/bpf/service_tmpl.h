@@ -76,13 +76,17 @@ static __always_inline void F(choice)(struct choice *choice,
 static __always_inline const struct F(backend) *F(pick_backend)(
 	const struct choice *choice, __u32 *id)
 {
-	__u32 slot = choose_slot(choice);
+	__u32 slot;
 	const __u32 *entry;
 
-	entry = bpf_map_lookup_elem(&slots, &slot);
-	if (!entry || !*entry)
-		return NULL;
-	*id = *entry;
+	*id = choice->fixed;
+	if (!*id) {
+		slot = choose_slot(choice);
+		entry = bpf_map_lookup_elem(&slots, &slot);
+		if (!entry || !*entry)
+			return NULL;
+		*id = *entry;
+	}
 	return bpf_map_lookup_elem(&F(backends), id);
 }
 

@@ -91,6 +91,8 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 					   : ECONNREFUSED);
 	}
 	F(choice)(&choice, service, false, &client);
+	if (!backend && service->affinity)
+		choice.fixed = F(stick)(&client, service, &choice);
 	/* The second try is for a range that was just being replaced. */
 	for (int i = 0; i < 2 && !backend; i++)
 		backend = F(pick_backend)(&choice, &peer.backend);

@@ -48,7 +48,7 @@ struct service_key6 {
 #define SVC_MAGLEV		0x40
 /*
  * Members have other numbers of slots than one each. Behind the slots to pick
- * from, user space notes for itself the number of members, the id of each, and
+ * from stand the number of members, the id of each, and, for user space alone,
  * the weight of each.
  */
 #define SVC_LISTED		0x80
@@ -64,6 +64,26 @@ struct service {
 	__u32 external_count;
 	__u32 id;		/* allocated, never hashed, never 0 */
 	__u32 flags;		/* SVC_* */
+	__u32 affinity;		/* id that the frontends of a Service port share; 0: none */
+	__u32 timeout;		/* of a client's choice, in seconds */
+};
+
+/* ---- affinity: a client -> the backend that it was given last ---- */
+
+struct affinity_key4 {
+	__u32 affinity;		/* struct service.affinity */
+	__be32 addr;		/* of the client */
+};
+
+struct affinity_key6 {
+	__u32 affinity;
+	__be32 addr[4];
+};
+
+struct affinity {
+	__u32 backend;
+	__u32 generation;	/* of that backend when it was picked */
+	__u64 last_new;		/* when it was last given, of the monotonic clock in ns */
 };
 
 /* ---- backends: id -> endpoint; id 0 is never used ---- */

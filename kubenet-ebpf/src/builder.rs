@@ -7,7 +7,7 @@ use crate::{EbpfDatapath, error::error};
 /// Numbers of entries of the maps.
 ///
 /// Arrays take their memory at once (8 bytes a slot, 16 or 24 a backend), and so do the connection tables
-/// (about 120 bytes a connection); hash tables grow with what is in them.
+/// (about 120 bytes a connection) and what is known of clients; hash tables grow with what is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MapSizes {
@@ -24,6 +24,9 @@ pub struct MapSizes {
     /// Connections of each address family, times two: one entry for each direction. The least recently used
     /// make room for new ones.
     pub connections: u32,
+    /// Clients, of each address family, that stay with a backend of a Service port; about 80 bytes each, taken
+    /// at once. The least recently seen make room for new ones.
+    pub affinities: u32,
     /// Sockets of this node, of each address family, that talk to a Service.
     pub sockets: u32,
     /// Addresses of this node, of each family.
@@ -43,6 +46,7 @@ impl Default for MapSizes {
             backends4: 1 << 18,
             backends6: 1 << 18,
             connections: 131_072,
+            affinities: 131_072,
             sockets: 65_536,
             node_addresses: 256,
             pod_cidrs: 1024,
@@ -68,6 +72,7 @@ impl MapSizes {
             backends4,
             backends6,
             connections,
+            affinities,
             sockets,
             node_addresses,
             pod_cidrs,
@@ -79,6 +84,7 @@ impl MapSizes {
             ("backends4", backends4, 2, MOST),
             ("backends6", backends6, 2, MOST),
             ("connections", connections, 2, MOST),
+            ("affinities", affinities, 1, MOST),
             ("sockets", sockets, 1, MOST),
             ("node_addresses", node_addresses, 1, MOST_ADDRESSES),
             ("pod_cidrs", pod_cidrs, 1, MOST),

@@ -116,7 +116,8 @@ fn closed(operation: &'static str) -> DatapathError {
 fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
-    capabilities.features = [Feature::Weights, Feature::Maglev, Feature::SourceRanges].into();
+    capabilities.features =
+        [Feature::Weights, Feature::Maglev, Feature::SourceRanges, Feature::Affinity].into();
     capabilities.local_backends_see_client = true;
     capabilities.node_udp_follows = false;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
@@ -140,9 +141,13 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
          are rounded to one place, and nobody has less than one",
     );
     add(
-        "maglev for this node's own processes",
+        "affinity and maglev for this node's own processes",
         "all of them together are one client, under the node's first address: a socket that connects has no \
          address yet",
+    );
+    add(
+        "clients with affinity",
+        "the least recently seen are forgotten when there are more than MapSizes::affinities",
     );
     add(
         "fragments",

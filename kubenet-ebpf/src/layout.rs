@@ -124,6 +124,10 @@ pub(crate) struct Service {
     pub(crate) external_count: u32,
     pub(crate) id: u32,
     pub(crate) flags: u32,
+    /// Shared by the frontends of a Service port; 0: none.
+    pub(crate) affinity: u32,
+    /// In seconds.
+    pub(crate) timeout: u32,
 }
 
 /// `struct backend4` and `backend6`.
@@ -298,7 +302,7 @@ unsafe impl<A: Address> Pod for SocketPeer<A> {}
 const _: () = {
     assert!(size_of::<ServiceKey<Addr4>>() == 4 + 2 + 1 + 1);
     assert!(size_of::<ServiceKey<Addr6>>() == 16 + 2 + 1 + 1);
-    assert!(size_of::<Service>() == 6 * 4);
+    assert!(size_of::<Service>() == 8 * 4);
     assert!(size_of::<Backend<Addr4>>() == 4 + 2 + 2 + 4);
     assert!(size_of::<Backend<Addr6>>() == 16 + 2 + 2 + 4);
     assert!(size_of::<Tuple<Addr4>>() == 2 * 4 + 2 * 2 + 1 + 3);

@@ -38,6 +38,8 @@ mod metrics;
 mod probe;
 
 #[cfg(target_os = "linux")]
+mod affinities;
+#[cfg(target_os = "linux")]
 mod backends;
 #[cfg(target_os = "linux")]
 mod ids;

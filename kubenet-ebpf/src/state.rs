@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
-    model::{Algorithm, IpFamily, Protocol},
+    model::{Affinity, Algorithm, IpFamily, Protocol},
     route::{
         Backend, Frontend, FrontendAddress, FrontendKind, NodeRouting, Revision, Route, RouteTable,
         ServicePortName, Target, WhenEmpty,
@@ -17,6 +17,7 @@ use kubenet_core::{
 
 use crate::{
     MapSizes,
+    affinities::Affinities,
     backends::{Backends, Identity},
     error::error,
     ids::{Handle, Ids},
@@ -54,6 +55,8 @@ impl<T> PerFamily<T> {
 pub(crate) struct Programmed {
     pub(crate) route: Arc<Route>,
     pub(crate) id: u32,
+    /// The id of its clients' choices; 0: they have none.
+    pub(crate) affinity: u32,
     pub(crate) internal: Set,
     /// `None`: the same as `internal`.
     pub(crate) external: Option<Set>,
@@ -71,6 +74,8 @@ impl Programmed {
             external_base: external.range.base,
             external_count: external.picks(),
             id: self.id,
+            affinity: self.affinity,
+            timeout: self.route.affinity.map_or(0, Affinity::timeout_seconds),
             flags: flag(masquerade.pods, layout::SVC_MASQ_PODS)
                 | flag(masquerade.node, layout::SVC_MASQ_NODE)
                 | flag(masquerade.outside, layout::SVC_MASQ_OUTSIDE)
@@ -185,6 +190,7 @@ pub(crate) struct State {
     backends: PerFamily<Backends>,
     ids: Ids,
     sets: Sets,
+    affinities: Affinities,
     /// How many source ranges are written.
     sources: PerFamily<usize>,
     sizes: MapSizes,
@@ -200,6 +206,7 @@ impl State {
             backends: PerFamily { v4: Backends::new(sizes.backends4), v6: Backends::new(sizes.backends6) },
             ids: Ids::up_to(sizes.service_names()),
             sets: Sets::new(sizes.slots),
+            affinities: Affinities::new(sizes.service_names()),
             sources: PerFamily::default(),
             sizes,
         }
@@ -215,6 +222,11 @@ impl State {
 
     pub(crate) fn backends(&self, family: IpFamily) -> &Backends {
         self.backends.get(family)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn affinities(&self) -> u32 {
+        self.affinities.in_use()
     }
 
     /// The routes to write and the frontends to remove to get to `table`.
@@ -242,6 +254,7 @@ impl State {
             programmed: Programmed {
                 route: Arc::clone(route),
                 id,
+                affinity: 0,
                 internal: Set::default(),
                 external: (route.internal.backends != route.external.backends).then(Set::default),
             },
@@ -261,6 +274,8 @@ impl State {
 
     fn fill(&mut self, staged: &mut Staged, now: Now) -> Result<(), Refused> {
         let route = Arc::clone(&staged.programmed.route);
+        staged.programmed.affinity =
+            self.affinities.acquire(&route, now).ok_or(Refused::Ids(self.sizes.service_names()))?;
         let family = route.frontend.family();
         let size = match family {
             IpFamily::V4 => self.sizes.backends4,
@@ -381,6 +396,7 @@ impl State {
             }
             self.sets.give_back(set, now);
         }
+        self.affinities.release(&programmed.route, programmed.affinity, now);
         if !keep_id {
             self.ids.give_back(programmed.id, now);
             retired.push(Retired::Name(programmed.id));
@@ -391,7 +407,7 @@ impl State {
     /// Whether a grace period would free something.
     pub(crate) fn has_resting(&self) -> bool {
         let backends = self.backends.v4.has_resting() || self.backends.v6.has_resting();
-        backends || self.ids.has_resting() || self.sets.has_resting()
+        backends || self.ids.has_resting() || self.affinities.has_resting() || self.sets.has_resting()
     }
 
     /// The caller waited for an RCU grace period.
@@ -399,6 +415,7 @@ impl State {
         self.backends.v4.wake_all();
         self.backends.v6.wake_all();
         self.ids.wake_all();
+        self.affinities.wake_all();
         self.sets.wake_all();
     }
 }

@@ -389,6 +389,8 @@ fn load(sizes: &MapSizes, connect_refused: bool) -> Result<Ebpf, DatapathError> 
         ("backends6", sizes.backends6),
         ("conntrack4", sizes.connections),
         ("conntrack6", sizes.connections),
+        ("affinity4", sizes.affinities),
+        ("affinity6", sizes.affinities),
         ("socket_peers4", sizes.sockets),
         ("socket_peers6", sizes.sockets),
         ("node_addrs4", sizes.node_addresses),

@@ -5,7 +5,7 @@ use std::{collections::HashMap, num::NonZeroU16, sync::Arc};
 use ipnet::IpNet;
 use kubenet_core::{
     datapath::DatapathError,
-    model::{Algorithm, IpFamily},
+    model::{Affinity, Algorithm, IpFamily},
     route::{Backend, Frontend, Masquerade, Revision, Route, RouteTable, SourceRanges, Target, WhenEmpty},
 };
 
@@ -75,6 +75,9 @@ fn route(
     let internal = target(service.internal_base, service.internal_count, flag(SVC_INTERNAL_DROP));
     let mut route = Route::new(*frontend, kind, service_port, internal, masquerade);
     route.algorithm = algorithm;
+    if service.affinity != 0 {
+        route.affinity = Affinity::new(service.timeout);
+    }
     if service.external_base == service.internal_base && service.external_count == service.internal_count {
         route.external.when_empty = if flag(SVC_EXTERNAL_DROP) { WhenEmpty::Drop } else { WhenEmpty::Reject };
     } else {

@@ -6,7 +6,7 @@ use super::*;
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use kubenet_core::{
     datapath::Feature,
-    model::{Algorithm, Protocol},
+    model::{Affinity, Algorithm, Protocol},
     route::{
         Backend, BackendState, Frontend, FrontendAddress, FrontendKind, Masquerade, ServicePortName,
         SourceRanges, Target, WhenEmpty,
@@ -159,7 +159,7 @@ fn what_somebody_changed_is_found_and_put_right() {
 }
 
 #[test]
-fn weights_and_maglev_are_read_back_and_what_is_changed_is_seen() {
+fn weights_maglev_and_affinity_are_read_back_and_what_is_changed_is_seen() {
     let Some((mut engine, mut events)) = engine(MapSizes::default()) else { return };
     let all: Vec<Arc<Route>> = (0..)
         .zip(routes(8, 5))
@@ -170,6 +170,7 @@ fn weights_and_maglev_are_read_back_and_what_is_changed_is_seen() {
             if i % 4 < 2 {
                 route.algorithm = Algorithm::Maglev;
             }
+            route.affinity = Affinity::new(i);
             if i % 3 > 0 {
                 route.internal.backends = (0..).zip(&*route.internal.backends).map(weighted).collect();
             }

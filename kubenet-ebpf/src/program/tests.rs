@@ -7,7 +7,7 @@ use std::{
 use kubenet_core::{
     datapath::Feature,
     maglev,
-    model::{Algorithm, Protocol},
+    model::{Affinity, Algorithm, Protocol},
     route::{
         BackendState, FrontendKind, Masquerade, NodeRouting, Revision, RouteTable, ServicePortName,
         SourceRanges, Target, WhenEmpty,
@@ -231,6 +231,7 @@ fn arbitrary_route() -> impl Strategy<Value = Arc<Route>> {
                     route.external = external;
                 }
                 route.source_ranges = sources;
+                route.affinity = if masq { Affinity::new(port.get().into()) } else { None };
                 Arc::new(route)
             },
         )
@@ -259,6 +260,7 @@ fn view_of(route: &Route) -> (Seen, Seen, u32, BTreeSet<IpNet>) {
     let programmed = crate::state::Programmed {
         route: Arc::new(route.clone()),
         id: 1,
+        affinity: 0,
         internal: Default::default(),
         external: None,
     };
@@ -295,6 +297,17 @@ fn check(state: &State, memory: &Memory) {
             );
         }
     }
+    let sticky = state.routes().filter(|p| p.route.affinity.is_some());
+    let by_port: BTreeMap<_, u32> =
+        sticky.map(|p| ((p.route.service_port.clone(), p.route.frontend.protocol), p.affinity)).collect();
+    for p in state.routes() {
+        let port = (p.route.service_port.clone(), p.route.frontend.protocol);
+        let expected = if p.route.affinity.is_some() { by_port[&port] } else { 0 };
+        assert_eq!(p.affinity, expected, "one id for each Service port");
+    }
+    assert_eq!(by_port.values().collect::<BTreeSet<_>>().len(), by_port.len());
+    assert!(by_port.values().all(|id| *id != 0));
+    assert_eq!(by_port.len(), state.affinities() as usize, "no id leaks");
     assert_eq!(memory.names.len(), memory.services.len(), "one name for each service");
     let sources: BTreeSet<(u32, IpNet)> = state
         .routes()

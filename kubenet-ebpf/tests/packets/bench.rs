@@ -38,6 +38,7 @@ pub const MASQ_OUTSIDE: u32 = 0x04;
 pub const INTERNAL_DROP: u32 = 0x08;
 pub const EXTERNAL_DROP: u32 = 0x10;
 pub const MAGLEV: u32 = 0x40;
+pub const LISTED: u32 = 0x80;
 pub const SOURCE_RANGES: u32 = 0x100;
 pub const SOURCE_NODE: u32 = 0x200;
 
@@ -139,6 +140,8 @@ pub struct Bench {
     next_backend: u32,
     next_slot: u32,
     next_service: u32,
+    /// The id and the timeout of Services to come.
+    pub affinity: (u32, u32),
 }
 
 impl Bench {
@@ -147,7 +150,7 @@ impl Bench {
 
         let object = env::var("KUBENET_BPF_OBJECT").unwrap_or_else(|_| OBJECT.into());
         let mut loader = EbpfLoader::new();
-        for map in ["conntrack4", "conntrack6", "socket_peers4", "socket_peers6"] {
+        for map in ["conntrack4", "conntrack6", "affinity4", "affinity6", "socket_peers4", "socket_peers6"] {
             loader.map_max_entries(map, 4096);
         }
         let mut ebpf = loader.load_file(object).expect("load the object");
@@ -156,7 +159,7 @@ impl Bench {
         }
         let index = |name| nix::net::if_::if_nametoindex(name).expect("device");
         let (pod0, ext0) = (index("pod0"), index("ext0"));
-        Self { ebpf, pod0, ext0, next_backend: 1, next_slot: 0, next_service: 1 }
+        Self { ebpf, pod0, ext0, next_backend: 1, next_slot: 0, next_service: 1, affinity: (0, 0) }
     }
 
     /// Attaches the programs to the external device.
@@ -172,23 +175,18 @@ impl Bench {
 
     /// No Services and no flows; the facts about the node as they are in most tests.
     pub fn clear(&mut self) {
-        fn empty<const K: usize, const V: usize>(map: &mut aya::maps::Map) {
-            let mut map = HashMap::<_, [u8; K], [u8; V]>::try_from(map).expect("hash map");
-            let keys: Vec<_> = map.keys().map(|key| key.expect("key")).collect();
-            for key in keys {
-                map.remove(&key).expect("remove");
-            }
-        }
-        empty::<8, 24>(self.map_mut("services4"));
-        empty::<20, 24>(self.map_mut("services6"));
-        empty::<16, 32>(self.map_mut("conntrack4"));
-        empty::<40, 56>(self.map_mut("conntrack6"));
+        empty::<8, 32>(self.map_mut("services4"));
+        empty::<20, 32>(self.map_mut("services6"));
+        self.forget_flows();
         for net in [V4, V6] {
             self.node_address(net.node, 0x03);
             self.node_address(net.node_inner, 0x01);
             self.pod_cidr(net.pod, if net.pod.is_ipv4() { 24 } else { 64 });
             self.pod_cidr(net.pod_there, if net.pod.is_ipv4() { 24 } else { 64 });
         }
+        empty::<8, 16>(self.map_mut("affinity4"));
+        empty::<20, 16>(self.map_mut("affinity6"));
+        self.affinity = (0, 0);
         self.configure(0, 20000..=29999);
     }
 
@@ -294,13 +292,37 @@ impl Bench {
         }
         value.extend(self.next_service.to_ne_bytes());
         value.extend(flags.to_ne_bytes());
+        value.extend(self.affinity.0.to_ne_bytes());
+        value.extend(self.affinity.1.to_ne_bytes());
         self.next_service += 1;
         let key = service_key(frontend, proto);
         match frontend {
-            SocketAddr::V4(_) => self.insert::<8, 24>("services4", &key, &value),
-            SocketAddr::V6(_) => self.insert::<20, 24>("services6", &key, &value),
+            SocketAddr::V4(_) => self.insert::<8, 32>("services4", &key, &value),
+            SocketAddr::V6(_) => self.insert::<20, 32>("services6", &key, &value),
         }
         self.next_service - 1
+    }
+
+    /// The same with one set for all, and the list of its members behind the slots where the flags say so.
+    pub fn serve_listed(&mut self, frontend: SocketAddr, proto: Proto, flags: u32, set: &[u32]) {
+        const MAGLEV_SLOTS: usize = 256;
+        let picks: Vec<u32> = if flags & MAGLEV == 0 {
+            set.to_vec()
+        } else {
+            set.iter().rev().cycle().take(MAGLEV_SLOTS).copied().collect()
+        };
+        self.serve(frontend, proto, flags, &picks, &[]);
+        if flags & LISTED != 0 {
+            // Right behind the set: that for clients outside is empty.
+            let count = [set.len() as u32];
+            self.range(&[&count, set, &vec![1; set.len()]].concat());
+        }
+    }
+
+    /// Forgets every flow.
+    pub fn forget_flows(&mut self) {
+        empty::<16, 32>(self.map_mut("conntrack4"));
+        empty::<40, 56>(self.map_mut("conntrack6"));
     }
 
     /// Lets clients of a range reach a service.
@@ -343,12 +365,12 @@ impl Bench {
         match frontend {
             SocketAddr::V4(_) => {
                 let map = self.map_mut("services4");
-                let mut map = HashMap::<_, [u8; 8], [u8; 24]>::try_from(map).expect("hash map");
+                let mut map = HashMap::<_, [u8; 8], [u8; 32]>::try_from(map).expect("hash map");
                 map.remove(&key.try_into().expect("key")).expect("remove");
             }
             SocketAddr::V6(_) => {
                 let map = self.map_mut("services6");
-                let mut map = HashMap::<_, [u8; 20], [u8; 24]>::try_from(map).expect("hash map");
+                let mut map = HashMap::<_, [u8; 20], [u8; 32]>::try_from(map).expect("hash map");
                 map.remove(&key.try_into().expect("key")).expect("remove");
             }
         }
@@ -376,6 +398,23 @@ impl Bench {
         }
         age::<16, 32>(self.map_mut("conntrack4"), ticks);
         age::<40, 56>(self.map_mut("conntrack6"), ticks);
+    }
+
+    /// Makes every client's choice so many seconds older, and says how many there are.
+    pub fn age_affinity(&mut self, seconds: u64) -> usize {
+        fn age<const K: usize>(map: &mut aya::maps::Map, seconds: u64) -> usize {
+            let mut map = HashMap::<&mut MapData, [u8; K], [u8; 16]>::try_from(map).expect("hash map");
+            let entries: Vec<_> = map.iter().map(|entry| entry.expect("entry")).collect();
+            for (key, value) in &entries {
+                let mut value = *value;
+                let last = u64::from_ne_bytes(value[8..].try_into().expect("last_new"));
+                let last = last.wrapping_sub(seconds * 1_000_000_000);
+                value[8..].copy_from_slice(&last.to_ne_bytes());
+                map.insert(key, value, 0).expect("insert");
+            }
+            entries.len()
+        }
+        age::<8>(self.map_mut("affinity4"), seconds) + age::<20>(self.map_mut("affinity6"), seconds)
     }
 
     /// Drops the entry for packets from one address to another, as the LRU may.
@@ -495,6 +534,14 @@ fn load(program: &mut SchedClassifier) {
     let loaded = program.load();
     old.thread_set_mask().expect("let signals come");
     loaded.expect("the verifier accepts the program");
+}
+
+fn empty<const K: usize, const V: usize>(map: &mut aya::maps::Map) {
+    let mut map = HashMap::<_, [u8; K], [u8; V]>::try_from(map).expect("hash map");
+    let keys: Vec<_> = map.keys().map(|key| key.expect("key")).collect();
+    for key in keys {
+        map.remove(&key).expect("remove");
+    }
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -31,7 +31,7 @@ fn behind(address: IpAddr, by: u32) -> IpAddr {
 }
 
 /// Clients outside the cluster, whose flows keep their address.
-fn clients(net: Net) -> impl Iterator<Item = IpAddr> {
+pub fn clients(net: Net) -> impl Iterator<Item = IpAddr> {
     (0..100).map(move |i| behind(net.outside, i))
 }
 

@@ -15,6 +15,7 @@ mod netns;
 mod nets;
 mod tap;
 
+mod affinity;
 mod choice;
 mod flows;
 mod headers;

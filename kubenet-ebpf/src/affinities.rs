@@ -1,0 +1,77 @@
+//! Which Service port's clients stay with their backends under which id.
+
+use std::collections::HashMap;
+
+use kubenet_core::{
+    model::Protocol,
+    route::{Route, ServicePortName},
+};
+
+use crate::{ids::Ids, rest::Now};
+
+/// The port of a Service; its frontends of both families share the id.
+type Port = (ServicePortName, Protocol);
+
+/// Ids with reference counts.
+#[derive(Debug)]
+pub(crate) struct Affinities {
+    by_port: HashMap<Port, Entry>,
+    ids: Ids,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: u32,
+    references: u32,
+}
+
+impl Affinities {
+    /// As many as there can be frontends.
+    pub(crate) fn new(most: u32) -> Self {
+        Self { by_port: HashMap::new(), ids: Ids::up_to(most) }
+    }
+
+    /// The id for a route: one reference more. 0 where its clients do not stay, `None` when all ids are in use.
+    pub(crate) fn acquire(&mut self, route: &Route, now: Now) -> Option<u32> {
+        if route.affinity.is_none() {
+            return Some(0);
+        }
+        let port = port(route);
+        if let Some(entry) = self.by_port.get_mut(&port) {
+            entry.references += 1;
+            return Some(entry.id);
+        }
+        let id = self.ids.take(now)?.id;
+        self.by_port.insert(port, Entry { id, references: 1 });
+        Some(id)
+    }
+
+    /// One reference less. What is known of its clients stays in the map: it names backends, by their
+    /// generation, which no other Service port has.
+    pub(crate) fn release(&mut self, route: &Route, id: u32, now: Now) {
+        let port = port(route);
+        let Some(entry) = self.by_port.get_mut(&port).filter(|entry| entry.id == id) else { return };
+        entry.references -= 1;
+        if entry.references == 0 {
+            self.by_port.remove(&port);
+            self.ids.give_back(id, now);
+        }
+    }
+
+    pub(crate) fn has_resting(&self) -> bool {
+        self.ids.has_resting()
+    }
+
+    pub(crate) fn wake_all(&mut self) {
+        self.ids.wake_all();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> u32 {
+        self.ids.in_use()
+    }
+}
+
+fn port(route: &Route) -> Port {
+    (route.service_port.clone(), route.frontend.protocol)
+}
