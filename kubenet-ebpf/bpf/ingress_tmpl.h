@@ -16,13 +16,16 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	if (is_tcp(pkt) && !is_syn(pkt) && !pkt->fragment)
 		return TC_ACT_UNSPEC;
 	service = F(service_of)(tuple);
-	if (!service)
+	if (!service && !bpf_map_lookup_elem(&F(cluster_ips), &tuple->daddr))
 		return TC_ACT_UNSPEC;
 	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
 		return TC_ACT_UNSPEC;
 	if (pkt->fragment)
 		return drop(METRIC_DROP_FRAGMENT);
+	/* A cluster IP, and no port of it that is served. */
+	if (!service)
+		return REJECT;
 	return F(new_flow)(tuple, service, target);
 }
 

@@ -60,6 +60,11 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 
 	service = F(lookup_service)(&lookup);
 	if (!service) {
+		/* A cluster IP, and no port of it that is served. */
+		if (bpf_map_lookup_elem(&F(cluster_ips), &key->addr)) {
+			count(METRIC_REJECTED);
+			return sock_refuse(ECONNREFUSED);
+		}
 		/* A backend dialled by its own name keeps it. */
 		F(sock_key)(&socket, cookie, key, PEER_BACKEND);
 		bpf_map_delete_elem(&F(socket_peers), &socket);

@@ -243,7 +243,7 @@ struct socket_peer6 {
 enum metric {
 	METRIC_FORWARDED,	/* a known flow was translated */
 	METRIC_NEW_FLOW,	/* a backend was picked */
-	METRIC_REJECTED,	/* no backend, the client was told */
+	METRIC_REJECTED,	/* no backend or no such port, the client was told */
 	METRIC_DROP_NO_LOCAL_BACKEND,	/* [E6], policy Local */
 	METRIC_DROP_FRAGMENT,	/* a fragment to a Service that cannot be tracked */
 	METRIC_DROP_SNAT_EXHAUSTED,	/* no free port to masquerade with */

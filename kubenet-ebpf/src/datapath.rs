@@ -116,8 +116,14 @@ fn closed(operation: &'static str) -> DatapathError {
 fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
-    capabilities.features =
-        [Feature::Weights, Feature::Maglev, Feature::SourceRanges, Feature::Affinity].into();
+    capabilities.features = [
+        Feature::Weights,
+        Feature::Maglev,
+        Feature::SourceRanges,
+        Feature::Affinity,
+        Feature::RejectUnknownPorts,
+    ]
+    .into();
     capabilities.local_backends_see_client = true;
     capabilities.node_udp_follows = false;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });

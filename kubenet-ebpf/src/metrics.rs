@@ -8,7 +8,8 @@ pub enum Metric {
     Forwarded,
     /// Flows for which a backend was picked.
     NewFlow,
-    /// New flows to a Service without backends, whose client was told.
+    /// New flows to a Service without backends, or to a port of a cluster IP that is no Service port, whose client
+    /// was told.
     Rejected,
     /// New flows that were dropped because policy `Local` has no backend on this node.
     DropNoLocalBackend,

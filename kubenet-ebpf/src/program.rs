@@ -3,7 +3,7 @@
 //! New backends, then the slots that name them and source ranges, then the one entry of `services`, which switches the packets
 //! over at once; then the frontends that go; then what nothing refers to any more.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use kubenet_core::{
@@ -17,7 +17,7 @@ use crate::{
     ids::Handle,
     layout,
     rest::Now,
-    state::{Refused, Retired, Staged, StaleFlows, State, encode_name},
+    state::{Refused, Retired, Staged, StaleFlows, State, cluster_ip, encode_name},
 };
 
 /// The maps, as far as routes are concerned.
@@ -28,6 +28,10 @@ pub(crate) trait Tables {
     fn write_slots(&mut self, base: u32, ids: &[u32]);
     fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError>;
     fn remove_name(&mut self, id: u32) -> Result<(), DatapathError>;
+    /// Ports of a cluster IP that are no Service ports are refused from now on.
+    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError>;
+    /// An address that is not there is no error.
+    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError>;
     /// A range from which clients may reach the Service.
     fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError>;
     /// A range that is not there is no error.
@@ -126,7 +130,8 @@ fn write_all(
     }
     let mut retired = Vec::new();
     for staged in all_staged {
-        match write_one(tables, operation, &staged) {
+        let new_ip = cluster_ip(&staged.programmed.route).filter(|ip| !state.is_written(*ip));
+        match write_one(tables, operation, &staged, new_ip) {
             Ok(()) => {
                 outcome.upserted += 1;
                 retired.extend(state.commit(staged, now));
@@ -154,6 +159,7 @@ fn write_one(
     tables: &mut dyn Tables,
     operation: &'static str,
     Staged { programmed, new_name, new_sources, .. }: &Staged,
+    new_cluster_ip: Option<IpAddr>,
 ) -> Result<(), DatapathError> {
     let route = &programmed.route;
     if *new_name {
@@ -163,6 +169,9 @@ fn write_one(
     }
     for cidr in new_sources {
         tables.write_source(programmed.id, cidr)?;
+    }
+    if let Some(ip) = new_cluster_ip {
+        tables.write_cluster_ip(ip)?;
     }
     tables.write_service(&route.frontend, &programmed.service())
 }
@@ -174,6 +183,12 @@ fn clean(tables: &mut dyn Tables, retired: &[Retired]) {
             Retired::Backend(family, id) => tables.kill_backend(family, id),
             Retired::Flows(flows) => {
                 stale.insert(flows);
+            }
+            Retired::ClusterIp(ip) => {
+                // The next audit removes it.
+                if let Err(error) = tables.remove_cluster_ip(ip) {
+                    tracing::warn!(%error, %ip, "cannot remove a cluster IP");
+                }
             }
             Retired::Source(id, cidr) => {
                 // It counts for nobody, and the next audit removes it.

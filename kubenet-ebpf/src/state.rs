@@ -1,7 +1,8 @@
 //! What is programmed, and what has to be written to get somewhere else. Pure: no system call is made here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -127,6 +128,7 @@ pub(crate) enum Retired {
     Backend(IpFamily, u32),
     Name(u32),
     Source(u32, IpNet),
+    ClusterIp(IpAddr),
     Flows(StaleFlows),
 }
 
@@ -181,6 +183,14 @@ impl Refused {
     }
 }
 
+/// A cluster IP, with the number of routes on it.
+#[derive(Debug, Default)]
+struct ClusterIp {
+    references: u32,
+    /// It stands in the map.
+    written: bool,
+}
+
 /// What is programmed.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -191,6 +201,7 @@ pub(crate) struct State {
     ids: Ids,
     sets: Sets,
     affinities: Affinities,
+    cluster_ips: HashMap<IpAddr, ClusterIp>,
     /// How many source ranges are written.
     sources: PerFamily<usize>,
     sizes: MapSizes,
@@ -207,6 +218,7 @@ impl State {
             ids: Ids::up_to(sizes.service_names()),
             sets: Sets::new(sizes.slots),
             affinities: Affinities::new(sizes.service_names()),
+            cluster_ips: HashMap::new(),
             sources: PerFamily::default(),
             sizes,
         }
@@ -274,6 +286,9 @@ impl State {
 
     fn fill(&mut self, staged: &mut Staged, now: Now) -> Result<(), Refused> {
         let route = Arc::clone(&staged.programmed.route);
+        if let Some(ip) = cluster_ip(&route) {
+            self.cluster_ips.entry(ip).or_default().references += 1;
+        }
         staged.programmed.affinity =
             self.affinities.acquire(&route, now).ok_or(Refused::Ids(self.sizes.service_names()))?;
         let family = route.frontend.family();
@@ -340,6 +355,10 @@ impl State {
     /// The route's entry of `services` is written: what it replaced is given back.
     #[must_use]
     pub(crate) fn commit(&mut self, staged: Staged, now: Now) -> Vec<Retired> {
+        if let Some(entry) = cluster_ip(&staged.programmed.route).and_then(|ip| self.cluster_ips.get_mut(&ip))
+        {
+            entry.written = true;
+        }
         let frontend = staged.programmed.route.frontend;
         let id = staged.programmed.id;
         let picked: HashSet<u32> = match frontend.protocol {
@@ -397,11 +416,25 @@ impl State {
             self.sets.give_back(set, now);
         }
         self.affinities.release(&programmed.route, programmed.affinity, now);
+        if let Some(ip) = cluster_ip(&programmed.route)
+            && let Some(entry) = self.cluster_ips.get_mut(&ip)
+        {
+            entry.references -= 1;
+            if entry.references == 0 {
+                self.cluster_ips.remove(&ip);
+                retired.push(Retired::ClusterIp(ip));
+            }
+        }
         if !keep_id {
             self.ids.give_back(programmed.id, now);
             retired.push(Retired::Name(programmed.id));
         }
         retired
+    }
+
+    /// Whether the map has this cluster IP.
+    pub(crate) fn is_written(&self, cluster_ip: IpAddr) -> bool {
+        self.cluster_ips.get(&cluster_ip).is_some_and(|entry| entry.written)
     }
 
     /// Whether a grace period would free something.
@@ -417,6 +450,14 @@ impl State {
         self.ids.wake_all();
         self.affinities.wake_all();
         self.sets.wake_all();
+    }
+}
+
+/// The cluster IP that a route is on.
+pub(crate) fn cluster_ip(route: &Route) -> Option<IpAddr> {
+    match (route.kind, route.frontend.address) {
+        (FrontendKind::ClusterIp, FrontendAddress::Ip(address)) => Some(address),
+        _ => None,
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) struct Maps {
 /// The maps of one address family.
 pub(crate) struct FamilyMaps<A: Address> {
     services: HashMap<MapData, ServiceKey<A>, Service>,
+    cluster_ips: HashMap<MapData, A, u32>,
     pub(crate) backends: Mapped<layout::Backend<A>>,
     pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
     pub(crate) node_addrs: HashMap<MapData, A, u32>,
@@ -79,6 +80,7 @@ impl<A: Address> FamilyMaps<A> {
         let name = |base: &str| format!("{base}{family}");
         Ok(Self {
             services: take(ebpf, &name("services"), HashMap::try_from)?,
+            cluster_ips: take(ebpf, &name("cluster_ips"), HashMap::try_from)?,
             backends: take(ebpf, &name("backends"), mapped)?,
             conntrack: take(ebpf, &name("conntrack"), HashMap::try_from)?,
             node_addrs: take(ebpf, &name("node_addrs"), HashMap::try_from)?,
@@ -212,6 +214,20 @@ impl Maps {
         })
         .map_err(|e| self.unreadable("service_names", e))?;
         Ok(names)
+    }
+
+    /// Every cluster IP.
+    pub(crate) fn cluster_ips(&self) -> Result<HashSet<IpAddr>, DatapathError> {
+        let mut found = HashSet::new();
+        sys::for_each(self.v4.cluster_ips.map().fd().as_fd(), |address: Addr4, _: u32| {
+            found.insert(address.into());
+        })
+        .map_err(|e| self.unreadable("cluster_ips4", e))?;
+        sys::for_each(self.v6.cluster_ips.map().fd().as_fd(), |address: Addr6, _: u32| {
+            found.insert(address.into());
+        })
+        .map_err(|e| self.unreadable("cluster_ips6", e))?;
+        Ok(found)
     }
 
     /// Every source range, with the id of its service.
@@ -354,6 +370,22 @@ impl Tables for Maps {
     fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
         let result = deleted(self.names.remove(&id));
         result.map_err(|e| self.failed("service_names", "services", e))
+    }
+
+    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        let (map, result) = match address {
+            IpAddr::V4(a) => ("cluster_ips4", self.v4.cluster_ips.insert(Addr4::from(a), 1, 0)),
+            IpAddr::V6(a) => ("cluster_ips6", self.v6.cluster_ips.insert(Addr6::from(a), 1, 0)),
+        };
+        result.map_err(|e| self.failed(map, "services", e))
+    }
+
+    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        let (map, result) = match address {
+            IpAddr::V4(a) => ("cluster_ips4", deleted(self.v4.cluster_ips.remove(&a.into()))),
+            IpAddr::V6(a) => ("cluster_ips6", deleted(self.v6.cluster_ips.remove(&a.into()))),
+        };
+        result.map_err(|e| self.failed(map, "services", e))
     }
 
     fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {

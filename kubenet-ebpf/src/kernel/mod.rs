@@ -13,6 +13,7 @@ mod sys;
 
 use std::{
     collections::HashSet,
+    net::IpAddr,
     ops::RangeInclusive,
     path::PathBuf,
     sync::{
@@ -39,7 +40,7 @@ use crate::{
     layout::{self, CONFIG_DRAINING},
     program::{Outcome, Tables, program},
     rest::Now,
-    state::{State, encode_name, source_ranges},
+    state::{State, cluster_ip, encode_name, source_ranges},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
@@ -281,6 +282,7 @@ impl Engine {
         }
         let mut drift = strangers;
         self.repair_sources(&mut drift)?;
+        self.repair_cluster_ips(&mut drift)?;
         let mut lost = Vec::new();
         for programmed in self.state.routes() {
             let route = &programmed.route;
@@ -317,6 +319,20 @@ impl Engine {
 }
 
 impl Engine {
+    fn repair_cluster_ips(&mut self, drift: &mut Vec<String>) -> Result<(), DatapathError> {
+        let wanted: HashSet<IpAddr> = self.state.routes().filter_map(|p| cluster_ip(&p.route)).collect();
+        let found = self.maps.cluster_ips()?;
+        for ip in wanted.difference(&found) {
+            drift.push(format!("the cluster IP {ip}"));
+            self.maps.write_cluster_ip(*ip)?;
+        }
+        for ip in found.difference(&wanted) {
+            drift.push(format!("a foreign cluster IP {ip}"));
+            self.maps.remove_cluster_ip(*ip)?;
+        }
+        Ok(())
+    }
+
     /// Ranges first, before an entry that was lost says that they count.
     fn repair_sources(&mut self, drift: &mut Vec<String>) -> Result<(), DatapathError> {
         let wanted: HashSet<(u32, IpNet)> = self
@@ -384,6 +400,8 @@ fn load(sizes: &MapSizes, connect_refused: bool) -> Result<Ebpf, DatapathError> 
         ("services4", sizes.services),
         ("services6", sizes.services),
         ("service_names", names),
+        ("cluster_ips4", names),
+        ("cluster_ips6", names),
         ("slots", sizes.slots),
         ("backends4", sizes.backends4),
         ("backends6", sizes.backends6),

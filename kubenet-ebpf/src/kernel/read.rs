@@ -6,7 +6,10 @@ use ipnet::IpNet;
 use kubenet_core::{
     datapath::DatapathError,
     model::{Affinity, Algorithm, IpFamily},
-    route::{Backend, Frontend, Masquerade, Revision, Route, RouteTable, SourceRanges, Target, WhenEmpty},
+    route::{
+        Backend, Frontend, FrontendKind, Masquerade, Revision, Route, RouteTable, SourceRanges, Target,
+        WhenEmpty,
+    },
 };
 
 use super::{maps::Maps, node};
@@ -16,7 +19,7 @@ use crate::{
         SVC_MASQ_PODS, SVC_SOURCE_NODE, SVC_SOURCE_RANGES, Service, ServiceName,
     },
     sets::{self, Member},
-    state::decode_name,
+    state::{cluster_ip, decode_name},
 };
 
 /// Rebuilds the table. An entry without a readable name is left out, as is a backend that is not alive: the
@@ -32,8 +35,14 @@ pub(crate) fn read(maps: &Maps, revision: Revision) -> Result<RouteTable, Datapa
     for (id, cidr) in maps.sources()? {
         sources.entry(id).or_default().push(cidr);
     }
+    let cluster_ips = maps.cluster_ips()?;
     let route = |(frontend, service): &(Frontend, Service)| {
         let mut route = route(maps, &names, frontend, service)?;
+        if cluster_ip(&route).is_some_and(|ip| !cluster_ips.contains(&ip)) {
+            tracing::warn!(%frontend, "is missing among the cluster IPs");
+            // That is how its other ports are treated.
+            route.kind = FrontendKind::ExternalIp;
+        }
         if service.flags & SVC_SOURCE_RANGES != 0 {
             let mut cidrs = sources.remove(&service.id).unwrap_or_default();
             cidrs.sort_unstable();

@@ -51,8 +51,8 @@ fn routes(count: u32, backends: u8) -> Vec<Arc<Route>> {
     let route = |i: u32| {
         let family = if i.is_multiple_of(2) { IpFamily::V4 } else { IpFamily::V6 };
         let [_, a, b, c] = i.to_be_bytes();
-        let (vip, pod): (std::net::IpAddr, _) = match family {
-            IpFamily::V4 => ([10, a, b, c].into(), std::net::IpAddr::from([172, 16, c, 0])),
+        let (vip, pod): (IpAddr, _) = match family {
+            IpFamily::V4 => ([10, a, b, c].into(), IpAddr::from([172, 16, c, 0])),
             IpFamily::V6 => {
                 let word = u16::from_be_bytes([b, c]);
                 let address = std::net::Ipv6Addr::new(0xfd00, a.into(), word, 0, 0, 0, 0, 1);
@@ -61,11 +61,11 @@ fn routes(count: u32, backends: u8) -> Vec<Arc<Route>> {
         };
         let backend = |n: u8| Backend {
             address: match pod {
-                std::net::IpAddr::V4(pod) => {
+                IpAddr::V4(pod) => {
                     let [p, q, r, _] = pod.octets();
                     [p, q, r, n + 1].into()
                 }
-                std::net::IpAddr::V6(pod) => (pod.to_bits() | u128::from(n + 1)).to_be_bytes().into(),
+                IpAddr::V6(pod) => (pod.to_bits() | u128::from(n + 1)).to_be_bytes().into(),
             },
             port: 8080.try_into().unwrap(),
             local: n == 0,
@@ -111,7 +111,10 @@ fn what_somebody_changed_is_found_and_put_right() {
     let Some((mut engine, mut events)) = engine(MapSizes::default()) else { return };
     let all = routes(8, 3);
     let table = table(1, all.clone());
+    // What nobody serves goes, too.
+    engine.maps.write_cluster_ip([10, 9, 9, 9].into()).unwrap();
     engine.replace(&table).unwrap();
+    assert!(next_drift(&mut events).is_some_and(|drift| drift.contains("a foreign cluster IP 10.9.9.9")));
     assert!(engine.read().unwrap().same_routes(&table));
     engine.replace(&table).unwrap();
     assert_eq!(next_drift(&mut events), None);
@@ -120,7 +123,9 @@ fn what_somebody_changed_is_found_and_put_right() {
     // Each time something else is broken, seen by `read`, and repaired.
     type Breakage = Box<dyn Fn(&mut Engine)>;
     let foreign = Frontend::ip([10, 9, 9, 9].into(), all[0].frontend.port, Protocol::Tcp);
-    let breakages: [(&str, bool, Breakage); 5] = [
+    let FrontendAddress::Ip(cluster_ip) = first.route.frontend.address else { panic!("no cluster IP") };
+    let breakages: [(&str, bool, Breakage); 6] = [
+        ("a deleted cluster IP", true, Box::new(move |e| e.maps.remove_cluster_ip(cluster_ip).unwrap())),
         (
             "a deleted entry",
             true,
@@ -269,6 +274,7 @@ fn thousands_of_routes_come_and_go_and_nothing_leaks() {
         engine.replace(&empty).unwrap();
         assert!(engine.read().unwrap().is_empty());
         assert!(engine.maps.names().unwrap().is_empty());
+        assert!(engine.maps.cluster_ips().unwrap().is_empty());
     }
     assert_eq!(engine.state.backends(IpFamily::V4).in_use(), 0);
 }

@@ -31,6 +31,7 @@ struct Memory {
     names: HashMap<u32, layout::ServiceName>,
     services: BTreeMap<Frontend, layout::Service>,
     sources: BTreeSet<(u32, IpNet)>,
+    cluster_ips: BTreeSet<IpAddr>,
     /// What each frontend may show: before the change and after it.
     allowed: [View; 2],
     grace_periods: usize,
@@ -46,6 +47,7 @@ impl Memory {
             names: HashMap::new(),
             services: BTreeMap::new(),
             sources: BTreeSet::new(),
+            cluster_ips: BTreeSet::new(),
             allowed: Default::default(),
             grace_periods: 0,
             cut: Vec::new(),
@@ -130,6 +132,16 @@ impl Tables for Memory {
 
     fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
         self.names.remove(&id);
+        Ok(())
+    }
+
+    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        self.cluster_ips.insert(address);
+        Ok(())
+    }
+
+    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        self.cluster_ips.remove(&address);
         Ok(())
     }
 
@@ -297,6 +309,8 @@ fn check(state: &State, memory: &Memory) {
             );
         }
     }
+    let cluster_ips: BTreeSet<IpAddr> = state.routes().filter_map(|p| cluster_ip(&p.route)).collect();
+    assert_eq!(memory.cluster_ips, cluster_ips, "each cluster IP that is served, and no other");
     let sticky = state.routes().filter(|p| p.route.affinity.is_some());
     let by_port: BTreeMap<_, u32> =
         sticky.map(|p| ((p.route.service_port.clone(), p.route.frontend.protocol), p.affinity)).collect();
@@ -489,7 +503,7 @@ fn udp_flows_are_cut_when_a_backend_leaves_one_of_the_frontends_that_share_it() 
     let [cut] = memory.cut[..] else { panic!("{:?}", memory.cut) };
     assert_eq!((cut.family, cut.service), (IpFamily::V4, service));
     let (_, backend, _) = memory.backends[&(IpFamily::V4, cut.backend)];
-    assert_eq!(backend.address, std::net::IpAddr::from([10, 244, 0, 2]));
+    assert_eq!(backend.address, IpAddr::from([10, 244, 0, 2]));
     // Gone altogether: the programs see that themselves.
     apply(&mut state, &mut memory, &table(vec![udp(1, 1), udp(2, 1)]), Duration::ZERO);
     assert_eq!(memory.cut.len(), 1);

@@ -184,6 +184,8 @@ impl Bench {
             self.pod_cidr(net.pod, if net.pod.is_ipv4() { 24 } else { 64 });
             self.pod_cidr(net.pod_there, if net.pod.is_ipv4() { 24 } else { 64 });
         }
+        empty::<4, 4>(self.map_mut("cluster_ips4"));
+        empty::<16, 4>(self.map_mut("cluster_ips6"));
         empty::<8, 16>(self.map_mut("affinity4"));
         empty::<20, 16>(self.map_mut("affinity6"));
         self.affinity = (0, 0);
@@ -323,6 +325,14 @@ impl Bench {
     pub fn forget_flows(&mut self) {
         empty::<16, 32>(self.map_mut("conntrack4"));
         empty::<40, 56>(self.map_mut("conntrack6"));
+    }
+
+    /// Makes an address one whose other ports are nobody's.
+    pub fn cluster_ip(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(a) => self.insert::<4, 4>("cluster_ips4", &a.octets(), &[1, 0, 0, 0]),
+            IpAddr::V6(a) => self.insert::<16, 4>("cluster_ips6", &a.octets(), &[1, 0, 0, 0]),
+        }
     }
 
     /// Lets clients of a range reach a service.

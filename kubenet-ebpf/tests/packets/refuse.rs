@@ -1,8 +1,8 @@
 //! Frontends without backends.
 
 use crate::{
-    bench::{Bench, EXTERNAL_DROP, Hook, INTERNAL_DROP, Metric, for_each_kind},
-    frame::{Frame, Proto},
+    bench::{Bench, DRAINING, EXTERNAL_DROP, Hook, INTERNAL_DROP, Metric, for_each_kind},
+    frame::{Flags, Frame, Proto},
     nets::{Net, at},
 };
 
@@ -87,5 +87,46 @@ fn what_this_node_sends_to_a_service_that_drops_does_not_leave() {
         bench.expect_dropped(Hook::ToDevice, frame(80), Metric::NoLocalBackend);
         bench.expect_passed(Hook::ToDevice, frame(81));
         bench.expect_passed(Hook::ToDevice, frame(82));
+    });
+}
+
+#[test]
+fn ports_of_a_cluster_ip_that_nobody_serves_are_refused() {
+    for_each_kind(|bench, net, proto| {
+        let id = bench.backend(at(net.pod_there, 8080), 0);
+        bench.serve(at(net.vip, 80), proto, 0, &[id], &[id]);
+        let other = if proto == Proto::Tcp { Proto::Udp } else { Proto::Tcp };
+        let asked =
+            |client| [Frame::new(proto, client, at(net.vip, 81)), Frame::new(other, client, at(net.vip, 80))];
+        for (hook, client) in clients(net) {
+            for frame in asked(client) {
+                bench.expect_passed(hook, frame);
+            }
+        }
+        bench.cluster_ip(net.vip);
+        for (hook, client) in clients(net) {
+            for frame in asked(client) {
+                expect_refused(bench, hook, frame);
+            }
+            bench.expect_forwarded(
+                hook,
+                Frame::new(proto, client, at(net.vip, 80)),
+                client,
+                at(net.pod_there, 8080),
+            );
+            // Not a new connection: another datapath may know it.
+            let established = Frame::new(Proto::Tcp, client, at(net.vip, 81)).flags(Flags::Ack);
+            bench.expect_passed(hook, established);
+            // Other addresses are not ours.
+            bench.expect_passed(hook, Frame::new(proto, client, at(net.node, 81)));
+            let mut fragment = Frame::new(proto, client, at(net.vip, 81));
+            (fragment.dont_fragment, fragment.more_fragments) = (false, true);
+            if net.vip.is_ipv4() {
+                bench.expect_dropped(hook, fragment, Metric::Fragment);
+            }
+        }
+        bench.configure(DRAINING, 20000..=29999);
+        let late = Frame::new(proto, at(net.pod, 40001), at(net.vip, 81));
+        bench.expect_passed(Hook::FromPod, late);
     });
 }
