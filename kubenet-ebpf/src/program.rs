@@ -16,8 +16,10 @@ use crate::{
     error::error,
     ids::Handle,
     layout,
+    names::encode_name,
+    refused::Refused,
     rest::Now,
-    state::{Refused, Retired, Staged, StaleFlows, State, cluster_ip, encode_name},
+    state::{Retired, Staged, StaleFlows, State, cluster_ip},
 };
 
 /// The maps, as far as routes are concerned.

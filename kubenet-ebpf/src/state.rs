@@ -8,11 +8,10 @@ use std::{
 
 use ipnet::IpNet;
 use kubenet_core::{
-    datapath::{DatapathError, ErrorKind},
     model::{Affinity, Algorithm, IpFamily, Protocol},
     route::{
-        Backend, Frontend, FrontendAddress, FrontendKind, NodeRouting, Revision, Route, RouteTable,
-        ServicePortName, Target, WhenEmpty,
+        Backend, Frontend, FrontendAddress, FrontendKind, NodeRouting, Revision, Route, RouteTable, Target,
+        WhenEmpty,
     },
 };
 
@@ -20,12 +19,12 @@ use crate::{
     MapSizes,
     affinities::Affinities,
     backends::{Backends, Identity},
-    error::error,
     ids::{Handle, Ids},
     layout,
+    names::encode_name,
+    refused::Refused,
     rest::Now,
     sets::{Member, Set, Sets, is_listed},
-    slots::NoSlots,
 };
 
 /// One value for each address family.
@@ -139,48 +138,6 @@ pub(crate) struct StaleFlows {
     pub(crate) family: IpFamily,
     pub(crate) service: u32,
     pub(crate) backend: u32,
-}
-
-/// Why a route could not be staged.
-#[derive(Clone, Debug)]
-pub(crate) enum Refused {
-    Slots(NoSlots),
-    Backends(IpFamily, u32),
-    Ids(u32),
-    Sources(IpFamily, u32),
-    Invalid(String),
-}
-
-impl Refused {
-    /// Whether a grace period may make room.
-    pub(crate) fn is_full(&self) -> bool {
-        !matches!(self, Refused::Invalid(_))
-    }
-
-    pub(crate) fn into_error(self, operation: &'static str) -> DatapathError {
-        let message = match self {
-            Refused::Invalid(message) => return error(operation, ErrorKind::InvalidInput, message),
-            Refused::Slots(NoSlots { wanted, largest, free, size }) => format!(
-                "map slots is full: {wanted} slots in one piece are needed, and of {size} there are {free} free, \
-                 the largest piece {largest}: raise MapSizes::slots"
-            ),
-            Refused::Backends(family, size) => {
-                let (map, setting) = match family {
-                    IpFamily::V4 => ("backends4", "backends4"),
-                    IpFamily::V6 => ("backends6", "backends6"),
-                };
-                format!("map {map} is full: it holds {size} entries: raise MapSizes::{setting}")
-            }
-            Refused::Sources(family, size) => {
-                let map = if family == IpFamily::V4 { "source_ranges4" } else { "source_ranges6" };
-                format!("map {map} is full: it holds {size} entries: raise MapSizes::source_ranges")
-            }
-            Refused::Ids(size) => {
-                format!("map service_names is full: it holds {size} entries: raise MapSizes::services")
-            }
-        };
-        error(operation, ErrorKind::Capacity, message)
-    }
 }
 
 /// A cluster IP, with the number of routes on it.
@@ -501,54 +458,4 @@ fn check(route: &Route) -> Result<(), String> {
         return Err(format!("the algorithm {} is not supported by this datapath", route.algorithm));
     }
     encode_name(&route.service_port, route.kind).map(drop)
-}
-
-/// A name as the map holds it.
-pub(crate) fn encode_name(name: &ServicePortName, kind: FrontendKind) -> Result<layout::ServiceName, String> {
-    let ServicePortName { namespace, service, port } = name;
-    let too_long = || {
-        format!(
-            "service port {name}: namespace, name and port name must not be longer than {} bytes together",
-            layout::SERVICE_NAME_TEXT
-        )
-    };
-    let kind = match kind {
-        FrontendKind::ClusterIp => 0,
-        FrontendKind::NodePort => 1,
-        FrontendKind::ExternalIp => 2,
-        FrontendKind::LoadBalancer => 3,
-        _ => return Err(format!("frontends of kind {kind:?} are not supported by this datapath")),
-    };
-    let mut text = [0; layout::SERVICE_NAME_TEXT];
-    let mut at = 0;
-    let mut lengths = [0u8; 3];
-    for (length, part) in lengths.iter_mut().zip([namespace, service, port]) {
-        let end = at + part.len();
-        text.get_mut(at..end).ok_or_else(too_long)?.copy_from_slice(part.as_bytes());
-        *length = u8::try_from(part.len()).map_err(|_| too_long())?;
-        at = end;
-    }
-    let [namespace_len, service_len, port_len] = lengths;
-    Ok(layout::ServiceName { namespace_len, service_len, port_len, kind, text })
-}
-
-/// The name and the kind that an entry of the map holds, or `None` where it is none of ours.
-pub(crate) fn decode_name(entry: &layout::ServiceName) -> Option<(ServicePortName, FrontendKind)> {
-    let mut at = 0;
-    let mut part = |length: u8| -> Option<Arc<str>> {
-        let end = at + usize::from(length);
-        let text = std::str::from_utf8(entry.text.get(at..end)?).ok()?;
-        at = end;
-        Some(text.into())
-    };
-    let (namespace, service, port) =
-        (part(entry.namespace_len)?, part(entry.service_len)?, part(entry.port_len)?);
-    let kind = match entry.kind {
-        0 => FrontendKind::ClusterIp,
-        1 => FrontendKind::NodePort,
-        2 => FrontendKind::ExternalIp,
-        3 => FrontendKind::LoadBalancer,
-        _ => return None,
-    };
-    Some((ServicePortName { namespace, service, port }, kind))
 }

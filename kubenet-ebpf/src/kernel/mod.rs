@@ -38,9 +38,10 @@ use crate::{
     AttachMode, EbpfBuilder, MapSizes, Metric, Metrics,
     error::{caused, error},
     layout::{self, CONFIG_DRAINING},
+    names::encode_name,
     program::{Outcome, Tables, program},
     rest::Now,
-    state::{State, cluster_ip, encode_name, source_ranges},
+    state::{State, cluster_ip, source_ranges},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");

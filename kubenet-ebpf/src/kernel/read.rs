@@ -18,8 +18,9 @@ use crate::{
         SVC_EXTERNAL_DROP, SVC_INTERNAL_DROP, SVC_LISTED, SVC_MAGLEV, SVC_MASQ_NODE, SVC_MASQ_OUTSIDE,
         SVC_MASQ_PODS, SVC_SOURCE_NODE, SVC_SOURCE_RANGES, Service, ServiceName,
     },
+    names::decode_name,
     sets::{self, Member},
-    state::{cluster_ip, decode_name},
+    state::cluster_ip,
 };
 
 /// Rebuilds the table. An entry without a readable name is left out, as is a backend that is not alive: the

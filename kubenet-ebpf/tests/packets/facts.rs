@@ -1,0 +1,100 @@
+//! What tests write into the maps for a rule of their own.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aya::maps::{HashMap, MapData, lpm_trie};
+
+use crate::{
+    bench::{Bench, octets},
+    frame::Proto,
+};
+
+impl Bench {
+    /// Makes an address one whose other ports are nobody's.
+    pub fn cluster_ip(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(a) => self.insert::<4, 4>("cluster_ips4", &a.octets(), &[1, 0, 0, 0]),
+            IpAddr::V6(a) => self.insert::<16, 4>("cluster_ips6", &a.octets(), &[1, 0, 0, 0]),
+        }
+    }
+
+    /// Lets clients of a range reach a service.
+    pub fn source_range(&mut self, service: u32, address: IpAddr, len: u32) {
+        fn insert<const K: usize>(map: &mut aya::maps::Map, len: u32, key: &[u8]) {
+            let key: [u8; K] = key.try_into().expect("key");
+            let mut map = lpm_trie::LpmTrie::<_, [u8; K], u32>::try_from(map).expect("trie");
+            map.insert(&lpm_trie::Key::new(32 + len, key), 1, 0).expect("insert");
+        }
+        let key = [service.to_ne_bytes().to_vec(), octets(address)].concat();
+        match address {
+            IpAddr::V4(_) => insert::<8>(self.map_mut("source_ranges4"), len, &key),
+            IpAddr::V6(_) => insert::<20>(self.map_mut("source_ranges6"), len, &key),
+        }
+    }
+
+    pub fn remove_source_range(&mut self, service: u32, address: IpAddr, len: u32) {
+        fn remove<const K: usize>(map: &mut aya::maps::Map, len: u32, key: &[u8]) {
+            let key: [u8; K] = key.try_into().expect("key");
+            let mut map = lpm_trie::LpmTrie::<_, [u8; K], u32>::try_from(map).expect("trie");
+            map.remove(&lpm_trie::Key::new(32 + len, key)).expect("remove");
+        }
+        let key = [service.to_ne_bytes().to_vec(), octets(address)].concat();
+        match address {
+            IpAddr::V4(_) => remove::<8>(self.map_mut("source_ranges4"), len, &key),
+            IpAddr::V6(_) => remove::<20>(self.map_mut("source_ranges6"), len, &key),
+        }
+    }
+
+    /// Makes every client's choice so many seconds older, and says how many there are.
+    pub fn age_affinity(&mut self, seconds: u64) -> usize {
+        fn age<const K: usize>(map: &mut aya::maps::Map, seconds: u64) -> usize {
+            let mut map = HashMap::<&mut MapData, [u8; K], [u8; 16]>::try_from(map).expect("hash map");
+            let entries: Vec<_> = map.iter().map(|entry| entry.expect("entry")).collect();
+            for (key, value) in &entries {
+                let mut value = *value;
+                let last = u64::from_ne_bytes(value[8..].try_into().expect("last_new"));
+                let last = last.wrapping_sub(seconds * 1_000_000_000);
+                value[8..].copy_from_slice(&last.to_ne_bytes());
+                map.insert(key, value, 0).expect("insert");
+            }
+            entries.len()
+        }
+        age::<8>(self.map_mut("affinity4"), seconds) + age::<20>(self.map_mut("affinity6"), seconds)
+    }
+
+    /// Makes every flow look as if it was last heard this many ticks ago.
+    pub fn age(&mut self, ticks: u32) {
+        fn age<const K: usize, const V: usize>(map: &mut aya::maps::Map, ticks: u32) {
+            let mut map = HashMap::<&mut MapData, [u8; K], [u8; V]>::try_from(map).expect("hash map");
+            let entries: Vec<_> = map.iter().map(|entry| entry.expect("entry")).collect();
+            for (key, mut value) in entries {
+                let at = V - 8..V - 4;
+                let seen = u32::from_ne_bytes(value[at.clone()].try_into().expect("last_seen"));
+                value[at].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
+                map.insert(key, value, 0).expect("insert");
+            }
+        }
+        age::<16, 32>(self.map_mut("conntrack4"), ticks);
+        age::<40, 56>(self.map_mut("conntrack6"), ticks);
+    }
+
+    /// Drops the entry for packets from one address to another, as the LRU may.
+    pub fn evict(&mut self, from: SocketAddr, to: SocketAddr, proto: Proto) {
+        let mut key = octets(from.ip());
+        key.extend(octets(to.ip()));
+        key.extend(from.port().to_be_bytes());
+        key.extend(to.port().to_be_bytes());
+        key.extend([proto.number(), 0, 0, 0]);
+        if from.is_ipv4() {
+            HashMap::<_, [u8; 16], [u8; 32]>::try_from(self.map_mut("conntrack4"))
+                .expect("hash map")
+                .remove(&key.try_into().expect("key"))
+                .expect("the entry was there");
+        } else {
+            HashMap::<_, [u8; 40], [u8; 56]>::try_from(self.map_mut("conntrack6"))
+                .expect("hash map")
+                .remove(&key.try_into().expect("key"))
+                .expect("the entry was there");
+        }
+    }
+}
