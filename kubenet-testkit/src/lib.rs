@@ -7,6 +7,7 @@
 //! | [`conformance`] | One suite of named cases for every datapath, simulated or with real packets |
 //! | [`faults`] | A datapath that fails, stalls or dies where told, around any other. Portable |
 //! | `lab` | Two nodes, pods and an outside client as network namespaces (Linux, feature `lab`, root) |
+//! | [`load`] | Clusters of as many Services as you like, with endless plausible churn, from a seed. Portable |
 //! | [`place`] | Names and addresses that lab and simulation share |
 //!
 //! A datapath of your own passes the suite in a test like this:
@@ -33,5 +34,6 @@ pub mod faults;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "lab", target_os = "linux"))))]
 pub mod lab;
+pub mod load;
 pub mod memory;
 pub mod place;
