@@ -142,7 +142,8 @@ fn primary(node: &Node, client: IpAddr) -> IpAddr {
     addresses.iter().find(is_of(family)).copied().unwrap_or(client)
 }
 
-/// [S1] to [S5].
+/// [S1] to [S5]. [S1] speaks of clients outside; pods and the node that dial an external frontend of policy
+/// Cluster are masqueraded, too, as kube-proxy does.
 fn masquerade(
     node: &Node,
     claim: &Claim<'_>,
