@@ -127,6 +127,9 @@ impl Cluster {
                 loser: loser.clone(),
             }));
         }
+        // A Service may claim a frontend through two of its fields.
+        conflicts.sort_unstable();
+        conflicts.dedup();
         conflicts
     }
 
@@ -403,6 +406,30 @@ mod tests {
         cluster.take_delta();
         assert_eq!(owner(&cluster), "young");
         assert!(cluster.conflicts().is_empty());
+    }
+
+    #[test]
+    fn f5_conflicts_are_told_in_order_and_once() {
+        let twice = Service::builder("demo", "c")
+            .cluster_ip("10.96.0.9".parse().unwrap())
+            .external_ip("10.96.0.1".parse().unwrap())
+            .load_balancer_ip("10.96.0.1".parse().unwrap())
+            .port(ServicePort::new("", Protocol::Tcp, port(80)))
+            .build()
+            .unwrap();
+        let mut cluster = cluster([
+            Change::Service(twice),
+            Change::Service(service("b", "10.96.0.1", 80, 2)),
+            Change::Service(service("a", "10.96.0.1", 80, 1)),
+        ]);
+        cluster.take_delta();
+        let losers: Vec<_> = cluster
+            .conflicts()
+            .iter()
+            .filter(|c| c.frontend.address != crate::route::FrontendAddress::NodePort(IpFamily::V4))
+            .map(|c| c.loser.service.to_string())
+            .collect();
+        assert_eq!(losers, ["b", "c"]);
     }
 
     #[test]

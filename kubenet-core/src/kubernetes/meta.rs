@@ -1,11 +1,11 @@
 //! What both kinds of objects read in the same way.
 
-use std::num::NonZeroU16;
+use std::{borrow::Cow, num::NonZeroU16};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::conversion::{Checks, Problems};
-use crate::model::{Protocol, validate_label};
+use crate::model::{Protocol, quoted, validate_label};
 
 /// Namespace and name as written; an absent namespace is `default`, an absent name is empty.
 pub(super) fn names(meta: &ObjectMeta) -> (&str, &str) {
@@ -15,7 +15,15 @@ pub(super) fn names(meta: &ObjectMeta) -> (&str, &str) {
 
 /// How messages call the object.
 pub(super) fn title(kind: &str, namespace: &str, name: &str) -> String {
-    format!("{kind} {namespace}/{}", if name.is_empty() { "(no name)" } else { name })
+    let name = if name.is_empty() { "(no name)" } else { name };
+    format!("{kind} {}/{}", readable(namespace), readable(name))
+}
+
+/// A name that cannot be must not break a line, nor fill a screen.
+fn readable(name: &str) -> Cow<'_, str> {
+    /// The longest name of the API.
+    const LONGEST: usize = 253;
+    if name.len() > LONGEST || name.contains(char::is_control) { quoted(name).into() } else { name.into() }
 }
 
 /// Checks both names; that of the object against `rule`.

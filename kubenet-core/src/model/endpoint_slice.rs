@@ -77,7 +77,7 @@ pub struct Endpoint {
     /// For whom it is meant; `None` when for everybody. Most endpoints of a slice share their hints.
     pub hints: Option<Arc<Hints>>,
     /// Its share of new flows in relation to the other endpoints, 0 to [`Endpoint::MAX_WEIGHT`]. Default 1;
-    /// with 0 it counts as not ready. Not a field of the Kubernetes API: annotation
+    /// with 0 it is not used at all. Not a field of the Kubernetes API: annotation
     /// [`Endpoint::WEIGHTS_ANNOTATION`] of a slice.
     pub weight: u16,
 }

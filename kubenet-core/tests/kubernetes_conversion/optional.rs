@@ -73,6 +73,13 @@ fn o4_addresses_of_the_wrong_family_are_ignored_with_a_notice() {
 }
 
 #[test]
+fn a_name_that_cannot_be_neither_breaks_a_line_nor_fills_a_screen() {
+    let name = format!("web\r\n{}", "x".repeat(100_000));
+    let wrong = service_is_wrong(&[("/metadata/name", json!(name))]);
+    assert!(wrong.len() < 1000 && !wrong.contains(char::is_control), "{wrong:?}");
+}
+
+#[test]
 fn r1_a_source_range_that_cannot_be_read_is_noted_and_remembered() {
     let (web, notices) =
         service(&[("/spec/loadBalancerSourceRanges", json!([" 10.0.0.1/8 ", "10.0.0.0/33"]))]);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use kubenet_core::{
     cluster::{Change, Cluster},
     kubernetes::{Converter, Intake, Manifests},
-    model::{IpFamily, Protocol, ServiceType, TrafficPolicy},
+    model::{Protocol, ServiceType, TrafficPolicy},
     resolve::resolve,
 };
 use proptest::{collection::vec, prelude::*};
@@ -255,7 +255,7 @@ fn not_ours() -> (Vec<Value>, Vec<Value>) {
     (services, slices)
 }
 
-/// As the API can say it: one weight for an address of a slice, and addresses of the families of the Service.
+/// As the API can say it: one weight for an address of a slice.
 fn sayable(mut world: World) -> World {
     for slice in world.slices.values_mut() {
         let weights: std::collections::HashMap<_, _> =
@@ -263,10 +263,6 @@ fn sayable(mut world: World) -> World {
         for endpoint in &mut slice.endpoints {
             endpoint.weight = weights[endpoint.address];
         }
-    }
-    for service in world.services.values_mut() {
-        let families: Vec<_> = service.cluster_ips.iter().map(|text| IpFamily::of(address(text))).collect();
-        service.external_ips.retain(|text| families.contains(&IpFamily::of(address(text))));
     }
     world
 }

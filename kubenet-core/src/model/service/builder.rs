@@ -7,7 +7,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Affinity, Algorithm, Service, ServicePort, ServiceType, Spec, TrafficPolicy};
-use crate::model::{InvalidObject, ObjectName, name::validate_port_name, validate_label};
+use crate::model::{InvalidObject, IpFamily, ObjectName, name::validate_port_name, validate_label};
 
 /// Builds a [`Service`].
 #[derive(Clone, Debug)]
@@ -137,9 +137,11 @@ impl ServiceBuilder {
         check.addresses("status.loadBalancer.ingress", &spec.load_balancer_ips)?;
         check.ports(&spec)?;
         // The memory of 20,000 Services counts: what is said twice is kept once.
+        let families: Vec<_> = spec.cluster_ips.iter().copied().map(IpFamily::of).collect();
         for addresses in [&mut spec.external_ips, &mut spec.load_balancer_ips] {
             let mut seen = HashSet::new();
-            addresses.retain(|address| seen.insert(*address));
+            // [O4]: those of a family that the Service does not have mean nothing, for its policy neither.
+            addresses.retain(|address| families.contains(&IpFamily::of(*address)) && seen.insert(*address));
             addresses.shrink_to_fit();
         }
         spec.ports.shrink_to_fit();

@@ -80,10 +80,12 @@ pub(crate) fn expect(world: &World, flow: &Flow, spared: bool) -> Vec<Expected> 
     answers.collect()
 }
 
-/// [E5]: where the external policy counts.
+/// [E5]: where the external policy counts. [O4]: external IPs of a family that the Service lacks are ignored.
 fn external_policy(claim: &Claim<'_>) -> TrafficPolicy {
     let service = claim.service;
-    let reached = service.service_type != ServiceType::ClusterIp || !service.external_ips.is_empty();
+    let is_v4 = |text: &&str| address(text).is_ipv4();
+    let known = |text: &&str| service.cluster_ips.iter().any(|own| is_v4(own) == is_v4(text));
+    let reached = service.service_type != ServiceType::ClusterIp || service.external_ips.iter().any(known);
     if reached { service.external } else { TrafficPolicy::Cluster }
 }
 
