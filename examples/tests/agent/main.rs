@@ -4,6 +4,8 @@
 mod deploy;
 mod follow;
 mod health;
+#[cfg(target_os = "linux")]
+mod kernel;
 mod metrics;
 mod program;
 mod recover;

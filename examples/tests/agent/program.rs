@@ -17,13 +17,13 @@ use crate::support::{
 };
 
 /// A running program, ended with the test.
-struct Program {
+pub(crate) struct Program {
     child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl Program {
-    fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_agent"))
             .args(arguments)
             .env_remove("KUBERNETES_SERVICE_HOST")
@@ -40,18 +40,18 @@ impl Program {
         Self { child, log }
     }
 
-    async fn says(&self, text: &str) {
+    pub(crate) async fn says(&self, text: &str) {
         let says = || self.log.lock().contains(text);
         eventually(|| format!("{text:?} in {}", self.log.lock()), says).await;
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
     /// Waits for its end: whether it succeeded.
-    async fn ends(&mut self) -> bool {
+    pub(crate) async fn ends(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             assert!(Instant::now() < deadline, "it goes on: {}", self.log.lock());
@@ -70,7 +70,7 @@ impl Drop for Program {
     }
 }
 
-fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
+pub(crate) fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
     let text = format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          clusters: [{{name: test, cluster: {{server: '{server}'}}}}]\n\

@@ -13,8 +13,8 @@ use tracing::level_filters::LevelFilter;
 #[derive(Debug, Parser)]
 #[command(name = "agent", version)]
 pub(crate) struct Args {
-    /// What makes the kernel route. `auto` is eBPF where the kernel and the privileges allow it, else iptables;
-    /// `memory` programs nothing, for trials.
+    /// What makes the kernel route. `auto` is eBPF where the kernel and the privileges allow it and it goes on
+    /// when the agent is down, else iptables; `memory` routes nothing, for trials.
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(crate) datapath: Kind,
     /// A kubeconfig file. Without it, the credentials of the pod that the agent runs in.

@@ -19,7 +19,13 @@ pub(crate) struct Chosen {
 pub(crate) fn choose(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> {
     match args.datapath {
         Kind::Memory => Ok(Chosen { datapath: Arc::new(MemoryDatapath::new()), pods: None }),
-        Kind::Ebpf => ebpf(args),
+        Kind::Ebpf => {
+            let chosen = ebpf(args)?;
+            if let Err(why) = outlives_the_agent(&chosen) {
+                tracing::warn!(%why, "ebpf was asked for");
+            }
+            Ok(chosen)
+        }
         Kind::Iptables => iptables(),
         // Nothing is touched where it cannot be built.
         Kind::Auto => probed_ebpf(args).or_else(|reason| {
@@ -33,8 +39,19 @@ pub(crate) fn choose(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> 
 fn probed_ebpf(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> {
     let found = kubenet_ebpf::probe()?;
     let chosen = ebpf(args)?;
+    outlives_the_agent(&chosen)?;
     tracing::info!(?found, "eBPF is chosen");
     Ok(chosen)
+}
+
+/// A restarted or killed agent must not take the Services of its node away.
+#[cfg(target_os = "linux")]
+fn outlives_the_agent(chosen: &Chosen) -> Result<(), String> {
+    if chosen.datapath.capabilities().keep_on_close {
+        return Ok(());
+    }
+    let name = chosen.datapath.name();
+    Err(format!("{name} ends with the agent: while the agent is down, no Service is routed"))
 }
 
 /// Those that were given, or those of the default routes.
