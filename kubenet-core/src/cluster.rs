@@ -249,7 +249,7 @@ impl Cluster {
         }
         for frontend in touched {
             let claims = self.claims.get(&frontend).map_or(&[][..], |claims| &claims[..]);
-            delta.change(self.table.get(&frontend), Claim::winner(claims));
+            delta.change(self.table.get(&frontend), Claim::route(claims).as_ref());
             let contested = claims.len() > 1;
             if claims.is_empty() {
                 self.claims.remove(&frontend);
@@ -327,6 +327,15 @@ impl Claim {
         }
         let winner = claims.iter().min_by(|a, b| key(a).cmp(&key(b)));
         winner.map(|claim| &claim.route)
+    }
+
+    /// What the frontend serves: the winner's route, on a cluster IP if one of the claims is ([N4]).
+    fn route(claims: &[Claim]) -> Option<Arc<Route>> {
+        let mut route = Arc::clone(Claim::winner(claims)?);
+        if !route.on_cluster_ip && claims.iter().any(|claim| claim.route.on_cluster_ip) {
+            Arc::make_mut(&mut route).on_cluster_ip = true;
+        }
+        Some(route)
     }
 }
 

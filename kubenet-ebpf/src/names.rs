@@ -1,13 +1,17 @@
-//! Names of Service ports as the map holds them, to read the table back.
+//! What the map of names holds of a route, to read the table back: whose it is and what kind of frontend.
 
 use std::sync::Arc;
 
-use kubenet_core::route::{FrontendKind, ServicePortName};
+use kubenet_core::route::{FrontendKind, Route, ServicePortName};
 
 use crate::layout;
 
-/// A name as the map holds it.
-pub(crate) fn encode_name(name: &ServicePortName, kind: FrontendKind) -> Result<layout::ServiceName, String> {
+/// Set in an entry's kind when [`Route::on_cluster_ip`].
+const ON_CLUSTER_IP: u8 = 0x80;
+
+/// A route's entry.
+pub(crate) fn encode_name(route: &Route) -> Result<layout::ServiceName, String> {
+    let Route { service_port: name, kind, on_cluster_ip, .. } = route;
     let ServicePortName { namespace, service, port } = name;
     let too_long = || {
         format!(
@@ -15,13 +19,16 @@ pub(crate) fn encode_name(name: &ServicePortName, kind: FrontendKind) -> Result<
             layout::SERVICE_NAME_TEXT
         )
     };
-    let kind = match kind {
+    let mut kind = match kind {
         FrontendKind::ClusterIp => 0,
         FrontendKind::NodePort => 1,
         FrontendKind::ExternalIp => 2,
         FrontendKind::LoadBalancer => 3,
         _ => return Err(format!("frontends of kind {kind:?} are not supported by this datapath")),
     };
+    if *on_cluster_ip {
+        kind |= ON_CLUSTER_IP;
+    }
     let mut text = [0; layout::SERVICE_NAME_TEXT];
     let mut at = 0;
     let mut lengths = [0u8; 3];
@@ -35,8 +42,9 @@ pub(crate) fn encode_name(name: &ServicePortName, kind: FrontendKind) -> Result<
     Ok(layout::ServiceName { namespace_len, service_len, port_len, kind, text })
 }
 
-/// The name and the kind that an entry of the map holds, or `None` where it is none of ours.
-pub(crate) fn decode_name(entry: &layout::ServiceName) -> Option<(ServicePortName, FrontendKind)> {
+/// The Service port, the kind and [`Route::on_cluster_ip`] that an entry holds, or `None` where it is none of
+/// ours.
+pub(crate) fn decode_name(entry: &layout::ServiceName) -> Option<(ServicePortName, FrontendKind, bool)> {
     let mut at = 0;
     let mut part = |length: u8| -> Option<Arc<str>> {
         let end = at + usize::from(length);
@@ -46,12 +54,12 @@ pub(crate) fn decode_name(entry: &layout::ServiceName) -> Option<(ServicePortNam
     };
     let (namespace, service, port) =
         (part(entry.namespace_len)?, part(entry.service_len)?, part(entry.port_len)?);
-    let kind = match entry.kind {
+    let kind = match entry.kind & !ON_CLUSTER_IP {
         0 => FrontendKind::ClusterIp,
         1 => FrontendKind::NodePort,
         2 => FrontendKind::ExternalIp,
         3 => FrontendKind::LoadBalancer,
         _ => return None,
     };
-    Some((ServicePortName { namespace, service, port }, kind))
+    Some((ServicePortName { namespace, service, port }, kind, entry.kind & ON_CLUSTER_IP != 0))
 }

@@ -165,8 +165,7 @@ fn write_one(
 ) -> Result<(), DatapathError> {
     let route = &programmed.route;
     if *new_name {
-        let name = encode_name(&route.service_port, route.kind)
-            .map_err(|why| error(operation, ErrorKind::InvalidInput, why))?;
+        let name = encode_name(route).map_err(|why| error(operation, ErrorKind::InvalidInput, why))?;
         tables.write_name(programmed.id, &name)?;
     }
     for cidr in new_sources {

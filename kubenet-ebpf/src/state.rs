@@ -10,8 +10,7 @@ use ipnet::IpNet;
 use kubenet_core::{
     model::{Affinity, Algorithm, IpFamily, Protocol},
     route::{
-        Backend, Frontend, FrontendAddress, FrontendKind, NodeRouting, Revision, Route, RouteTable, Target,
-        WhenEmpty,
+        Backend, Frontend, FrontendAddress, NodeRouting, Revision, Route, RouteTable, Target, WhenEmpty,
     },
 };
 
@@ -214,7 +213,10 @@ impl State {
         check(route).map_err(Refused::Invalid)?;
         let old = self.routes.get(&route.frontend);
         let kept = old.filter(|old| old.route.service_port == route.service_port).map(|old| old.id);
-        let new_name = kept.is_none() || old.is_some_and(|old| old.route.kind != route.kind);
+        let new_name = kept.is_none()
+            || old.is_some_and(|old| {
+                (old.route.kind, old.route.on_cluster_ip) != (route.kind, route.on_cluster_ip)
+            });
         let id = match kept {
             Some(id) => id,
             None => self.ids.take(now).ok_or(Refused::Ids(self.sizes.service_names()))?.id,
@@ -412,9 +414,9 @@ impl State {
 
 /// The cluster IP that a route is on.
 pub(crate) fn cluster_ip(route: &Route) -> Option<IpAddr> {
-    match (route.kind, route.frontend.address) {
-        (FrontendKind::ClusterIp, FrontendAddress::Ip(address)) => Some(address),
-        _ => None,
+    match route.frontend.address {
+        FrontendAddress::Ip(address) => route.on_cluster_ip.then_some(address),
+        FrontendAddress::NodePort(_) => None,
     }
 }
 
@@ -457,5 +459,5 @@ fn check(route: &Route) -> Result<(), String> {
     if !matches!(route.algorithm, Algorithm::Random | Algorithm::Maglev) {
         return Err(format!("the algorithm {} is not supported by this datapath", route.algorithm));
     }
-    encode_name(&route.service_port, route.kind).map(drop)
+    encode_name(route).map(drop)
 }

@@ -132,6 +132,7 @@ impl Decoder<'_> {
         let internal = RouteTarget { backends: internal, when_empty: record.internal_empty };
         let external = RouteTarget { backends: external, when_empty: record.external_empty };
         let mut route = Route::new(frontend, record.kind, record.service_port, internal, record.masquerade);
+        route.on_cluster_ip = record.on_cluster_ip;
         route.external = external;
         route.source_ranges = record.source_ranges;
         Some(route)

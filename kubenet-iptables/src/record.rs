@@ -73,10 +73,16 @@ pub(crate) fn label(name: &ServicePortName) -> String {
     text
 }
 
+/// Of a frontend that another Service has as its cluster IP ([F5]).
+///
+/// [F5]: kubenet_core::resolve
+const ON_CLUSTER_IP: &str = " on cluster IP";
+
 /// What the rules of a route do not show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RouteRecord {
     pub(crate) kind: FrontendKind,
+    pub(crate) on_cluster_ip: bool,
     pub(crate) service_port: ServicePortName,
     pub(crate) masquerade: Masquerade,
     pub(crate) internal_empty: WhenEmpty,
@@ -124,6 +130,7 @@ impl RouteRecord {
     pub(crate) fn of(route: &Route) -> Self {
         Self {
             kind: route.kind,
+            on_cluster_ip: route.on_cluster_ip,
             service_port: route.service_port.clone(),
             masquerade: route.masquerade,
             internal_empty: route.internal.when_empty,
@@ -136,6 +143,7 @@ impl RouteRecord {
     pub(crate) fn comments(&self) -> Vec<String> {
         let mut text = encode_name(&self.service_port);
         let kind = self.kind.as_str();
+        let on = if self.on_cluster_ip && self.kind != FrontendKind::ClusterIp { ON_CLUSTER_IP } else { "" };
         let Masquerade { pods, node, outside } = self.masquerade;
         let mut origins: Vec<&str> = [(pods, "pods"), (node, "node"), (outside, "outside")]
             .into_iter()
@@ -144,7 +152,8 @@ impl RouteRecord {
         if origins.is_empty() {
             origins.push("none");
         }
-        let _ = write!(text, " {kind} masq={} empty={}", origins.join(","), empty_word(self.internal_empty));
+        let _ =
+            write!(text, " {kind}{on} masq={} empty={}", origins.join(","), empty_word(self.internal_empty));
         if self.external_empty != self.internal_empty {
             let _ = write!(text, "/{}", empty_word(self.external_empty));
         }
@@ -170,6 +179,7 @@ impl RouteRecord {
         let (text, empty) = text.rsplit_once(" empty=")?;
         let (text, origins) = text.rsplit_once(" masq=")?;
         let (name, words) = text.split_once(' ')?;
+        let (words, won) = words.strip_suffix(ON_CLUSTER_IP).map_or((words, false), |words| (words, true));
         let kind = FrontendKind::ALL.into_iter().find(|kind| kind.as_str() == words)?;
         let mut masquerade = Masquerade::NEVER;
         for origin in origins.split(',') {
@@ -184,6 +194,7 @@ impl RouteRecord {
         let (internal, external) = empty.split_once('/').unwrap_or((empty, empty));
         Some(Self {
             kind,
+            on_cluster_ip: won || kind == FrontendKind::ClusterIp,
             service_port: decode_name(name)?,
             masquerade,
             internal_empty: parse_empty(internal)?,
@@ -311,6 +322,7 @@ mod tests {
         ) {
             let record = RouteRecord {
                 kind: FrontendKind::NodePort,
+                on_cluster_ip: false,
                 service_port: ServicePortName {
                     namespace: namespace.into(), service: service.into(), port: port.into(),
                 },

@@ -30,6 +30,12 @@ pub struct Route {
     pub frontend: Frontend,
     /// Which field of the Service it comes from.
     pub kind: FrontendKind,
+    /// Whether the address is a cluster IP, so that its other ports are rejected ([N4]). Always for
+    /// [`FrontendKind::ClusterIp`]; for another kind when it won the frontend of a cluster IP ([F5]).
+    ///
+    /// [F5]: crate::resolve
+    /// [N4]: crate::resolve
+    pub on_cluster_ip: bool,
     /// Whose it is.
     pub service_port: ServicePortName,
     /// For flows from pods of this cluster and from this node.
@@ -64,6 +70,7 @@ impl Route {
         Self {
             frontend,
             kind,
+            on_cluster_ip: kind == FrontendKind::ClusterIp,
             service_port,
             internal: target.clone(),
             external: target,

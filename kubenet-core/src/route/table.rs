@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
 
-use super::{Frontend, FrontendKind, NodeRouting, Route, RouteDelta};
+use super::{Frontend, NodeRouting, Route, RouteDelta};
 use crate::model::{IpFamily, Protocol};
 
 /// Position of a [`RouteTable`] in the sequence of changes. 0 is the empty table before the first.
@@ -92,15 +92,13 @@ impl RouteTable {
         })
     }
 
-    /// Whether some route has this cluster IP. A packet to it that no route serves is rejected ([N4]). One that
-    /// an older claim of another Service took on all its ports ([F5]) is not known here any more.
+    /// Whether some route is on this cluster IP. A packet to it that no route serves is rejected ([N4]).
     ///
-    /// [F5]: crate::resolve
     /// [N4]: crate::resolve
     pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
         let first = Frontend::ip(address, NonZeroU16::MIN, Protocol::Tcp);
         let last = Frontend::ip(address, NonZeroU16::MAX, Protocol::Sctp);
-        self.routes.range(first..=last).any(|(_, route)| route.kind == FrontendKind::ClusterIp)
+        self.routes.range(first..=last).any(|(_, route)| route.on_cluster_ip)
     }
 
     /// Moves the table along a delta.

@@ -4,7 +4,7 @@ use kubenet_core::model::Protocol::{self, Sctp, Tcp, Udp};
 use serde_json::json;
 
 use crate::{
-    manifest::{pod, service, slice_of, web},
+    manifest::{pod, service, slice_of, web, with},
     world::{Passed, Rejected, Setup, World, to},
 };
 
@@ -50,4 +50,23 @@ fn n4_the_address_of_a_deleted_service_is_left_alone() {
     for at in ["10.96.0.10:80", "10.96.0.10:81"] {
         assert_eq!(world.packet("a9", at, Tcp), Passed, "{at}");
     }
+}
+
+#[test]
+fn n4_a_cluster_ip_rejects_unknown_ports_though_an_older_external_ip_took_its_port() {
+    let created = |at: &str| json!({ "metadata": { "creationTimestamp": at } });
+    let old = service("old", "10.96.0.1", json!({ "externalIPs": ["10.96.0.2"] }));
+    let old = with(old, created("2026-01-01T00:00:00Z"));
+    let young = with(service("young", "10.96.0.2", json!({})), created("2026-01-02T00:00:00Z"));
+    let slices = [slice_of("old", &[pod("a1")]), slice_of("young", &[pod("b1")])];
+    let mut world = World::new(Setup::default(), [young.clone(), old.clone()].into_iter().chain(slices));
+    assert_eq!(world.packet("a9", "10.96.0.2:80", Tcp), to(["a1"]));
+    assert_eq!(world.packet("a9", "10.96.0.2:81", Tcp), Rejected);
+    world.delete(&young);
+    assert_eq!(world.packet("a9", "10.96.0.2:81", Tcp), Passed, "only an external IP now");
+    world.apply([young]);
+    assert_eq!(world.packet("a9", "10.96.0.2:81", Tcp), Rejected);
+    world.delete(&old);
+    assert_eq!(world.packet("a9", "10.96.0.2:80", Tcp), to(["b1"]));
+    assert_eq!(world.packet("a9", "10.96.0.2:81", Tcp), Rejected);
 }

@@ -287,7 +287,7 @@ impl Engine {
         let mut lost = Vec::new();
         for programmed in self.state.routes() {
             let route = &programmed.route;
-            if let Ok(name) = encode_name(&route.service_port, route.kind)
+            if let Ok(name) = encode_name(route)
                 && names.get(&programmed.id) != Some(&name)
             {
                 drift.push(format!("the name of {}", route.service_port));

@@ -62,7 +62,7 @@ fn route(
     frontend: &Frontend,
     service: &Service,
 ) -> Option<Route> {
-    let Some((service_port, kind)) = names.get(&service.id).and_then(decode_name) else {
+    let Some((service_port, kind, on_cluster_ip)) = names.get(&service.id).and_then(decode_name) else {
         tracing::warn!(%frontend, id = service.id, "a service has no name");
         return None;
     };
@@ -84,6 +84,7 @@ fn route(
         Masquerade { pods: flag(SVC_MASQ_PODS), node: flag(SVC_MASQ_NODE), outside: flag(SVC_MASQ_OUTSIDE) };
     let internal = target(service.internal_base, service.internal_count, flag(SVC_INTERNAL_DROP));
     let mut route = Route::new(*frontend, kind, service_port, internal, masquerade);
+    route.on_cluster_ip = on_cluster_ip;
     route.algorithm = algorithm;
     if service.affinity != 0 {
         route.affinity = Affinity::new(service.timeout);

@@ -26,7 +26,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use kubenet_core::{
     model::IpFamily,
     route::{
-        Backend, FrontendAddress, FrontendKind, Masquerade, NodeRouting, Origin, Route, SourceRanges,
+        Backend, FrontendAddress, Masquerade, NodeRouting, Origin, Route, SourceRanges,
         Target as RouteTarget, WhenEmpty,
     },
 };
@@ -136,7 +136,7 @@ impl Group<'_> {
     /// The rules of a route in the dispatch chains; makes the chains behind them.
     fn route(&mut self, route: &Route, used: &mut BTreeSet<Masquerade>) -> Dispatch {
         let (internal, external) = (self.set_of(&route.internal), self.set_of(&route.external));
-        let cluster_ip = route.kind == FrontendKind::ClusterIp;
+        let cluster_ip = route.on_cluster_ip;
         let mut dispatch = Dispatch { nat: Vec::new(), filter: self.answers(route), cluster_ip };
         let record = RouteRecord::of(route).comments();
         let guarded = route.source_ranges.as_ref();

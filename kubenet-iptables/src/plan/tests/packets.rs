@@ -207,6 +207,7 @@ fn an_interfaces_name_never_becomes_an_option() {
 fn guarded(backends: &[Backend], ranges: &[&str], node: bool) -> Arc<Route> {
     let mut route = (*cluster_ip("10.0.0.1", "web", backends)).clone();
     route.kind = FrontendKind::LoadBalancer;
+    route.on_cluster_ip = false;
     let cidrs = ranges.iter().map(|cidr| cidr.parse().unwrap()).collect();
     route.source_ranges = Some(Arc::new(SourceRanges { cidrs, node }));
     Arc::new(route)
