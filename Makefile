@@ -1,10 +1,11 @@
 # `make` lists the targets. DEMO_ARGS are arguments for the demo, such as DEMO_ARGS="--requests 500".
 
-.PHONY: help demo test bpf doc fmt bench clean
+.PHONY: help demo test fuzz bpf doc fmt bench clean
 
 help:
 	@echo "make demo    run the demo: a small cluster, real requests, every datapath"
 	@echo "make test    check everything that a change must pass"
+	@echo "make fuzz    feed random input to what reads it, for some minutes; needs nightly Rust"
 	@echo "make bpf     rebuild the embedded BPF object from kubenet-ebpf/bpf"
 	@echo "make doc     build the documentation"
 	@echo "make fmt     format the Rust and the BPF code"
@@ -17,6 +18,9 @@ demo:
 
 test:
 	@scripts/test.sh
+
+fuzz:
+	@scripts/fuzz.sh
 
 bpf:
 	@scripts/setup.sh bpf
