@@ -183,7 +183,7 @@ fn k0_nothing_is_written_before_everything_was_listed_once() {
     let (router, subject) = start();
     router.submit(service("a", "10.96.0.1")).unwrap();
     assert!(matches!(block_on(router.flush()), Err(RouterError::NotSynced)));
-    assert_eq!(Call::ALL.map(|call| subject.faulty.calls(call)), [0; 6]);
+    assert_eq!(Call::ALL.map(|call| subject.faulty.calls(call)), [0; 7]);
     router.synced().unwrap();
     let status = block_on(router.flush()).unwrap();
     assert!(status.is_healthy());

@@ -41,6 +41,8 @@ pub enum Call {
     Apply,
     /// [`Datapath::read`].
     Read,
+    /// [`Datapath::is_intact`].
+    IsIntact,
     /// [`Datapath::counters`].
     Counters,
     /// [`Datapath::drain`].
@@ -51,14 +53,15 @@ pub enum Call {
 
 impl Call {
     /// All of them.
-    pub const ALL: [Call; 6] =
-        [Call::Replace, Call::Apply, Call::Read, Call::Counters, Call::Drain, Call::Close];
+    pub const ALL: [Call; 7] =
+        [Call::Replace, Call::Apply, Call::Read, Call::IsIntact, Call::Counters, Call::Drain, Call::Close];
 
     const fn operation(self) -> &'static str {
         match self {
             Call::Replace => "replace",
             Call::Apply => "apply",
             Call::Read => "read",
+            Call::IsIntact => "is_intact",
             Call::Counters => "counters",
             Call::Drain => "drain",
             Call::Close => "close",
@@ -192,6 +195,11 @@ impl Datapath for FaultyDatapath {
     async fn read(&self) -> Result<RouteTable, DatapathError> {
         self.pass(Call::Read).await?;
         self.inner.read().await
+    }
+
+    async fn is_intact(&self) -> Result<bool, DatapathError> {
+        self.pass(Call::IsIntact).await?;
+        self.inner.is_intact().await
     }
 
     async fn counters(&self) -> Result<Counters, DatapathError> {

@@ -51,6 +51,16 @@ pub trait Datapath: Debug + Send + Sync + 'static {
     /// What the kernel holds now, read back from the kernel: for audits, inspection and take-over.
     async fn read(&self) -> Result<RouteTable, DatapathError>;
 
+    /// Whether what was programmed is still there: a look that costs the same for any number of routes, and
+    /// notices that somebody flushed tables or took programs away. Smaller changes are found by
+    /// [`Datapath::read`]. True where a datapath has no such look.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    async fn is_intact(&self) -> Result<bool, DatapathError> {
+        Ok(true)
+    }
+
     /// Counters by route, where [`Capabilities::counters`] says so.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! The router's thread: one loop, one decision at a time.
 
+mod audit;
+
 use std::{
     collections::BTreeSet,
     iter, mem,
@@ -17,10 +19,10 @@ use super::{
 };
 use crate::{
     cluster::{Change, Cluster},
-    datapath::{ApplyReport, Close, Datapath, DatapathError, DatapathExt, ErrorKind, EventHub},
+    datapath::{ApplyReport, Close, Datapath, DatapathError, ErrorKind, EventHub},
     health::{HealthBoard, Moment},
     model::{IpFamily, NodeInfo},
-    route::{Frontend, Revision, RouteDelta, RouteTable},
+    route::{Revision, RouteDelta, RouteTable},
 };
 
 type Answer<T> = oneshot::Sender<Result<T, RouterError>>;
@@ -51,6 +53,7 @@ pub(super) struct Driver {
     /// Of routes that failed alone. It holds up nothing else.
     retry_routes: Backoff,
     next_audit: Instant,
+    next_canary: Instant,
     retirement: Retirement,
     news: News,
     health: Arc<HealthBoard>,
@@ -101,6 +104,7 @@ impl Driver {
             retry: Backoff::new(&options),
             retry_routes: Backoff::new(&options),
             next_audit: after(Instant::now(), options.audit_interval),
+            next_canary: after(Instant::now(), options.canary_interval),
             retirement: Retirement::default(),
             news: News::default(),
             health: Arc::new(HealthBoard::new(options.sync_period)),
@@ -237,8 +241,8 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let audit = self.synced.then_some(self.next_audit);
-        let wanted = [self.update_due(), self.retry_routes.at, audit, self.retirement.next_poll()];
+        let look = self.synced.then(|| self.next_audit.min(self.next_canary));
+        let wanted = [self.update_due(), self.retry_routes.at, look, self.retirement.next_poll()];
         wanted.into_iter().flatten().min()
     }
 
@@ -252,6 +256,8 @@ impl Driver {
         }
         if self.synced && self.next_audit <= now {
             let _ = self.audit();
+        } else if self.synced && self.next_canary <= now {
+            let _ = self.look_at_canary();
         }
         self.poll_retired(now);
     }
@@ -371,32 +377,6 @@ impl Driver {
         status.pending_since.get_or_insert_with(Instant::now);
     }
 
-    /// Compares the kernel with what was applied; repairs it with everything.
-    fn audit(&mut self) -> Result<Option<String>, DatapathError> {
-        self.next_audit = after(Instant::now(), self.options.audit_interval);
-        self.update()?;
-        let drift = match block_on(self.datapath.drift(self.cluster.table())) {
-            Ok(drift) => drift,
-            Err(error) => {
-                self.news.emit(&RouterEvent::Failed { error: error.clone() });
-                self.status.lock().last_error = Some(error.clone());
-                return Err(error);
-            }
-        };
-        // The update before has succeeded, so an error is that of an earlier audit.
-        self.status.lock().last_error = None;
-        let unserved: BTreeSet<_> = self.status.lock().failed.iter().map(|failed| failed.frontend).collect();
-        let found = drift.and_then(|delta| describe(&delta, &unserved));
-        self.status.lock().last_drift.clone_from(&found);
-        if let Some(found) = &found {
-            warn!(found, "the kernel differs from what was programmed; repairing");
-            self.news.emit(&RouterEvent::Drift { detail: found.clone() });
-            self.pending = Pending::Everything;
-            self.update()?;
-        }
-        Ok(found)
-    }
-
     fn swap(&mut self, next: Arc<dyn Datapath>, drain_for: Duration) -> Result<SwapReport, RouterError> {
         self.require_synced()?;
         self.resolve();
@@ -461,26 +441,4 @@ impl Backoff {
     fn reset(&mut self, options: &RouterOptions) {
         *self = Self::new(options);
     }
-}
-
-/// In words, what would repair the kernel; `None` when only routes that it cannot serve are missing.
-fn describe(delta: &RouteDelta, unserved: &BTreeSet<Frontend>) -> Option<String> {
-    let mut found = Vec::new();
-    if delta.node.is_some() {
-        found.push("facts about the node differ".to_owned());
-    }
-    let changed = delta.upserts.iter().filter(|route| !unserved.contains(&route.frontend));
-    found.extend(
-        changed.map(|route| format!("{} ({}) is missing or differs", route.frontend, route.service_port)),
-    );
-    found.extend(delta.removals.iter().map(|frontend| format!("{frontend} is there but was not programmed")));
-    if found.is_empty() {
-        return None;
-    }
-    let more = found.len().saturating_sub(10);
-    found.truncate(10);
-    if more > 0 {
-        found.push(format!("and {more} more"));
-    }
-    Some(found.join("; "))
 }

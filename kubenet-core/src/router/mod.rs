@@ -44,7 +44,8 @@ use crate::{
 ///   [`RouterOptions::min_interval`].
 /// - A failed update is retried with back-off and the kernel keeps the last good state. A conflict is
 ///   resolved by a full replacement. Routes that failed alone are retried alone.
-/// - At [`RouterOptions::audit_interval`] the kernel is read back, compared and repaired.
+/// - At [`RouterOptions::audit_interval`] the kernel is read back, compared and repaired; between, a cheap look
+///   at [`RouterOptions::canary_interval`] notices that everything was flushed.
 /// - [`ServiceRouter::swap`] moves to another datapath at run time.
 ///
 /// Dropping the router stops its thread and leaves the datapath as it is; [`ServiceRouter::close`] closes

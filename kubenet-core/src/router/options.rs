@@ -20,6 +20,11 @@ pub struct RouterOptions {
     pub sync_period: Duration,
     /// How often the kernel is read back and compared. Default 10 minutes; `Duration::MAX` is never.
     pub audit_interval: Duration,
+    /// How often a cheap look tells whether somebody flushed what was programmed: [`Datapath::is_intact`].
+    /// Default 10 s; `Duration::MAX` is never.
+    ///
+    /// [`Datapath::is_intact`]: crate::datapath::Datapath::is_intact
+    pub canary_interval: Duration,
     /// How often a retiring datapath is asked for its remaining flows. Default 1 s.
     pub drain_poll: Duration,
 }
@@ -32,6 +37,7 @@ impl Default for RouterOptions {
             retry_max: Duration::from_secs(30),
             sync_period: DEFAULT_SYNC_PERIOD,
             audit_interval: Duration::from_secs(600),
+            canary_interval: Duration::from_secs(10),
             drain_poll: Duration::from_secs(1),
         }
     }
@@ -46,6 +52,7 @@ impl RouterOptions {
         rule("retry_max", self.retry_max >= self.retry_min, "must not be below retry_min")?;
         rule("sync_period", !self.sync_period.is_zero(), "must be above zero")?;
         rule("audit_interval", !self.audit_interval.is_zero(), "must be above zero")?;
+        rule("canary_interval", !self.canary_interval.is_zero(), "must be above zero")?;
         rule("drain_poll", !self.drain_poll.is_zero(), "must be above zero")
     }
 }

@@ -32,7 +32,7 @@ pub struct RouterStatus {
     pub failed: Vec<FailedRoute>,
     /// Frontends that more than one Service claims.
     pub conflicts: Vec<FrontendConflict>,
-    /// What the last audit found to differ from what was programmed, if anything.
+    /// What the last audit, or a look between audits, found to differ from what was programmed, if anything.
     pub last_drift: Option<String>,
     /// Datapaths that were swapped out and still serve old flows.
     pub retiring: Vec<Retiring>,

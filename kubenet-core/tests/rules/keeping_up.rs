@@ -53,7 +53,7 @@ fn k0_nothing_is_written_before_services_and_slices_have_both_been_listed() {
         };
         world.list_kind(one);
         assert!(refused(&world), "one kind is missing");
-        assert_eq!(Call::ALL.map(|call| world.faulty.calls(call)), [0; 6], "the datapath was left alone");
+        assert_eq!(Call::ALL.map(|call| world.faulty.calls(call)), [0; 7], "the datapath was left alone");
         world.list_kind(other);
         world.flush();
         assert_eq!(world.dial("a9", ClusterIp), to(["a1"]));
@@ -194,6 +194,23 @@ fn k3_an_audit_of_a_kernel_that_nobody_changed_finds_nothing() {
     let before = writes(&world);
     assert_eq!(block_on(world.router.audit()).unwrap(), None);
     assert_eq!(writes(&world), before);
+}
+
+#[test]
+fn k3_a_flush_is_noticed_between_audits() {
+    let setup = options(|options| options.canary_interval = Duration::from_millis(10));
+    let mut world = World::new(setup, [web(json!({}))].into_iter().chain(slices([pod("a1")])));
+    let expected = world.table();
+    world.memory.flush();
+    eventually("it is repaired", || world.packet("a9", "10.96.0.10:80", Tcp) == to(["a1"]));
+    assert!(world.table().same_routes(&expected));
+    let drifts = world.events().into_iter().filter(|event| matches!(event, RouterEvent::Drift { .. }));
+    assert_eq!(drifts.count(), 1, "told once");
+    assert_eq!(world.faulty.calls(Call::Read), 0, "without reading the kernel back");
+    let looks = world.faulty.calls(Call::IsIntact);
+    let writes = writes(&world);
+    eventually("it looks again", || world.faulty.calls(Call::IsIntact) > looks + 2);
+    assert_eq!(self::writes(&world), writes, "and leaves alone what is intact");
 }
 
 #[test]

@@ -124,6 +124,13 @@ impl MemoryDatapath {
         state.now = state.now.saturating_add(time);
     }
 
+    /// Takes every route away, as somebody who flushes the kernel's tables would.
+    pub fn flush(&self) {
+        let mut state = self.state.lock();
+        state.table = RouteTable::new(state.table.revision(), Arc::clone(state.table.node()), []);
+        state.flushed = true;
+    }
+
     /// The first packet of a TCP or SCTP connection, or a datagram that belongs to no flow: picks a backend and
     /// remembers it.
     pub fn connect(&self, flow: &Flow) -> Delivery {
@@ -229,7 +236,7 @@ impl Datapath for MemoryDatapath {
         let served = table.routes().filter(|route| !unserved.contains(&route.frontend)).cloned();
         let next = RouteTable::new(table.revision(), Arc::clone(table.node()), served);
         let delta = state.table.diff(&next);
-        state.draining = false;
+        (state.draining, state.flushed) = (false, false);
         Ok(self.commit(&mut state, &delta, failed, began))
     }
 
@@ -265,6 +272,10 @@ impl Datapath for MemoryDatapath {
 
     async fn read(&self) -> Result<RouteTable, DatapathError> {
         Ok(self.open("read")?.table.clone())
+    }
+
+    async fn is_intact(&self) -> Result<bool, DatapathError> {
+        Ok(!self.open("is_intact")?.flushed)
     }
 
     async fn counters(&self) -> Result<Counters, DatapathError> {

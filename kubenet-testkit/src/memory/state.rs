@@ -22,6 +22,8 @@ pub(super) struct State {
     affinity: HashMap<(ServicePortName, IpAddr), (SocketAddr, Duration)>,
     pub(super) counters: Counters,
     pub(super) draining: bool,
+    /// Whether the table was taken away behind the datapath's back.
+    pub(super) flushed: bool,
     pub(super) closed: bool,
     pub(super) random: u64,
     /// The time, since the start.
@@ -36,6 +38,7 @@ impl State {
             affinity: HashMap::new(),
             counters: Counters::default(),
             draining: false,
+            flushed: false,
             closed: false,
             random: 1,
             now: Duration::ZERO,
