@@ -119,6 +119,12 @@ static __always_inline __u32 csum_add(__u32 sum, __u32 more)
 	return sum + (sum < more);
 }
 
+/* What a change of one 16-bit word adds to a sum. */
+static __always_inline __u32 csum_change(__u32 sum, __u16 from, __u16 to)
+{
+	return csum_add(csum_add(sum, (__u16)~from), to);
+}
+
 static __always_inline __u16 csum_fold(__u32 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);

@@ -113,7 +113,7 @@ static __always_inline enum flow F(ct_check_reply)(
 {
 	const struct F(conntrack) *peer;
 
-	if (is_tcp(pkt)) {
+	if (is_connection(pkt)) {
 		if (!is_syn_ack(pkt))
 			return FLOW_KNOWN;
 		peer = F(ct_peer)(ct, pkt->proto);
@@ -132,8 +132,8 @@ static __always_inline enum flow F(ct_check_reply)(
 }
 
 /*
- * Whether a packet from a client may stay with its backend. Established TCP
- * does so until it ends; a new connection or a datagram only while the
+ * Whether a packet from a client may stay with its backend. An established
+ * connection does so until it ends; a new connection or a datagram only while the
  * frontend is the same Service's and admits it, and the backend is in use.
  * While draining,
  * nobody says when a backend goes: a datagram stays only if answers came lately.
@@ -149,7 +149,7 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 	const struct config *cfg;
 	bool draining;
 
-	if (is_tcp(pkt) && !is_syn(pkt))
+	if (is_connection(pkt) && !is_syn(pkt))
 		return true;
 	service = F(service_of)(tuple);
 	if (!service || service->id != ct->service ||
@@ -160,7 +160,7 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 		return false;
 	cfg = get_config();
 	draining = cfg && cfg->flags & CONFIG_DRAINING;
-	if (is_tcp(pkt)) {
+	if (is_connection(pkt)) {
 		if (draining || backend->flags & BACKEND_TERMINATING)
 			return false;
 		return !F(ct_closed)(ct, F(ct_peer)(ct, pkt->proto));
@@ -249,7 +249,7 @@ static __always_inline bool F(ct_gives_way)(const struct F(tuple) *key,
 					    __u32 now, __u32 closed,
 					    __u32 udp_idle)
 {
-	__u32 idle = key->proto == IPPROTO_TCP ? TCP_IDLE : udp_idle;
+	__u32 idle = key->proto == IPPROTO_UDP ? udp_idle : TCP_IDLE;
 	const struct F(conntrack) *peer;
 	struct F(tuple) peer_key = {};
 

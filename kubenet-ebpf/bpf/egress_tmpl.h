@@ -11,7 +11,7 @@ static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
 	const struct config *cfg;
 
 	if (skb->ingress_ifindex || pkt->fragment ||
-	    (is_tcp(pkt) && !is_syn(pkt)))
+	    (is_connection(pkt) && !is_syn(pkt)))
 		return TC_ACT_UNSPEC;
 	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
@@ -23,6 +23,29 @@ static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
 	return TC_ACT_UNSPEC;
 }
 
+/* As serve(), of answers. */
+static __always_inline int F(serve_answer)(const struct __sk_buff *skb,
+					   const struct packet *pkt,
+					   const struct F(tuple) *tuple,
+					   struct F(tuple) *target)
+{
+	struct F(conntrack) *ct;
+	__u32 now;
+
+	ct = bpf_map_lookup_elem(&F(conntrack), tuple);
+	if (!ct || !(ct->flags & CT_REPLY))
+		return F(egress_unknown)(skb, pkt, tuple);
+	if (pkt->fragment)
+		return drop(METRIC_DROP_FRAGMENT);
+	now = now_ticks();
+	if (F(ct_check_reply)(pkt, tuple, ct, now) != FLOW_KNOWN)
+		return TC_ACT_UNSPEC;
+	F(ct_target)(target, ct, tuple->proto);
+	F(ct_touch)(pkt, tuple, ct, now);
+	count(METRIC_FORWARDED);
+	return TRANSLATE;
+}
+
 /*
  * Packets that the stack sends out: answers of a backend that is a process of
  * this node, or of a pod whose own interface has no program. They are on their
@@ -31,24 +54,20 @@ static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
 static __always_inline int F(egress)(struct __sk_buff *skb)
 {
 	struct F(tuple) tuple = {}, target = {};
-	struct F(conntrack) *ct;
 	struct packet pkt = {};
-	__u32 now;
+	int verdict;
 
-	if (!F(parse)(skb, &pkt, &tuple))
+	switch (F(parse)(skb, &pkt, &tuple)) {
+	case PARSED_OTHER:
 		return TC_ACT_UNSPEC;
-	ct = bpf_map_lookup_elem(&F(conntrack), &tuple);
-	if (!ct || !(ct->flags & CT_REPLY))
-		return F(egress_unknown)(skb, &pkt, &tuple);
-	if (pkt.fragment)
-		return drop(METRIC_DROP_FRAGMENT);
-	now = now_ticks();
-	if (F(ct_check_reply)(&pkt, &tuple, ct, now) != FLOW_KNOWN)
-		return TC_ACT_UNSPEC;
-
-	F(ct_target)(&target, ct, tuple.proto);
-	F(ct_touch)(&pkt, &tuple, ct, now);
-	count(METRIC_FORWARDED);
+	case PARSED_RARE:
+		return RARE;
+	case PARSED_FLOW:
+		break;
+	}
+	verdict = F(serve_answer)(skb, &pkt, &tuple, &target);
+	if (verdict != TRANSLATE)
+		return verdict;
 	if (F(rewrite)(skb, &pkt, &tuple, &target, pkt.ttl))
 		return drop(METRIC_DROP_MALFORMED);
 	return TC_ACT_UNSPEC;

@@ -21,6 +21,8 @@
 #include "new_flow_tmpl.h"
 #include "ingress_tmpl.h"
 #include "egress_tmpl.h"
+#include "icmp_tmpl.h"
+#include "rare_tmpl.h"
 #include "sockets_tmpl.h"
 
 #undef F

@@ -12,14 +12,24 @@ static __always_inline __u32 F(packet_size)(const struct __sk_buff *skb,
 	return header_len + pkt->l4_len;
 }
 
+static __always_inline long F(rewrite_any)(struct __sk_buff *skb,
+					   const struct packet *pkt,
+					   const struct F(tuple) *from,
+					   const struct F(tuple) *to, __u8 ttl,
+					   bool rare)
+{
+	return rare ? F(rewrite_rare)(skb, pkt, from, to, ttl)
+		    : F(rewrite)(skb, pkt, from, to, ttl);
+}
+
 /*
  * Rewrites the packet from `from` to `to` and sends it on its way. The route
  * is looked up first, so that a packet that is TOO_BIG can be answered as its
  * sender knows it.
  */
-static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
-				 const struct F(tuple) *from,
-				 const struct F(tuple) *to)
+static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
+				      const struct F(tuple) *from,
+				      const struct F(tuple) *to, bool rare)
 {
 	struct bpf_fib_lookup fib = {
 		.l4_protocol = to->proto,
@@ -36,7 +46,7 @@ static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 		if (pkt->ttl <= 1)
 			return drop(METRIC_DROP_ROUTE);
-		if (F(rewrite)(skb, pkt, from, to, pkt->ttl - 1))
+		if (F(rewrite_any)(skb, pkt, from, to, pkt->ttl - 1, rare))
 			return drop(METRIC_DROP_MALFORMED);
 		/* The gateway may be of the other family. */
 		hop.nh_family = fib.family;
@@ -61,7 +71,21 @@ static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
 	/* What comes in with this node's own address, the stack drops. */
 	if (bpf_map_lookup_elem(&F(node_addrs), &to->saddr))
 		return drop(METRIC_DROP_ROUTE);
-	if (F(rewrite)(skb, pkt, from, to, pkt->ttl))
+	if (F(rewrite_any)(skb, pkt, from, to, pkt->ttl, rare))
 		return drop(METRIC_DROP_MALFORMED);
 	return TC_ACT_OK;
+}
+
+static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
+				 const struct F(tuple) *from,
+				 const struct F(tuple) *to)
+{
+	return F(send_on)(skb, pkt, from, to, false);
+}
+
+static __noinline int F(forward_rare)(struct __sk_buff *skb, struct packet *pkt,
+				      const struct F(tuple) *from,
+				      const struct F(tuple) *to)
+{
+	return F(send_on)(skb, pkt, from, to, true);
 }

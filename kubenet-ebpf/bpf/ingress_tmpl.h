@@ -13,7 +13,7 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	const struct service *service;
 	const struct config *cfg;
 
-	if (is_tcp(pkt) && !is_syn(pkt) && !pkt->fragment)
+	if (is_connection(pkt) && !is_syn(pkt) && !pkt->fragment)
 		return TC_ACT_UNSPEC;
 	service = F(service_of)(tuple);
 	if (!service && !bpf_map_lookup_elem(&F(cluster_ips), &tuple->daddr))
@@ -29,33 +29,54 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	return F(new_flow)(tuple, service, target);
 }
 
+/*
+ * A packet of a flow that may be known: TRANSLATE, with `target` filled, NEW_FLOW
+ * for take_flow(), or what is to be done with the packet.
+ */
+static __always_inline int F(serve)(const struct packet *pkt,
+				    const struct F(tuple) *tuple,
+				    struct F(tuple) *target)
+{
+	struct F(conntrack) *ct;
+	__u32 now;
+
+	ct = bpf_map_lookup_elem(&F(conntrack), tuple);
+	if (!ct)
+		return NEW_FLOW;
+	/* The others have no ports: they cannot be followed yet. */
+	if (pkt->fragment)
+		return drop(METRIC_DROP_FRAGMENT);
+	now = now_ticks();
+	switch (F(ct_check)(pkt, tuple, ct, now)) {
+	case FLOW_NOT_OURS:
+		return TC_ACT_UNSPEC;
+	case FLOW_NEW:
+		return NEW_FLOW;
+	case FLOW_KNOWN:
+		break;
+	}
+	F(ct_target)(target, ct, tuple->proto);
+	F(ct_touch)(pkt, tuple, ct, now);
+	count(METRIC_FORWARDED);
+	return TRANSLATE;
+}
+
 static __always_inline int F(ingress)(struct __sk_buff *skb)
 {
 	struct F(tuple) tuple = {}, target = {};
-	enum flow known = FLOW_NEW;
-	struct F(conntrack) *ct;
 	struct packet pkt = {};
-	int verdict = TRANSLATE;
-	__u32 now;
+	int verdict;
 
-	if (!F(parse)(skb, &pkt, &tuple))
+	switch (F(parse)(skb, &pkt, &tuple)) {
+	case PARSED_OTHER:
 		return TC_ACT_UNSPEC;
-	ct = bpf_map_lookup_elem(&F(conntrack), &tuple);
-	if (ct) {
-		/* The others have no ports: they cannot be followed yet. */
-		if (pkt.fragment)
-			return drop(METRIC_DROP_FRAGMENT);
-		now = now_ticks();
-		known = F(ct_check)(&pkt, &tuple, ct, now);
-		if (known == FLOW_NOT_OURS)
-			return TC_ACT_UNSPEC;
-		if (known == FLOW_KNOWN) {
-			F(ct_target)(&target, ct, tuple.proto);
-			F(ct_touch)(&pkt, &tuple, ct, now);
-			count(METRIC_FORWARDED);
-		}
+	case PARSED_RARE:
+		return RARE;
+	case PARSED_FLOW:
+		break;
 	}
-	if (known == FLOW_NEW)
+	verdict = F(serve)(&pkt, &tuple, &target);
+	if (verdict == NEW_FLOW)
 		verdict = F(take_flow)(&pkt, &tuple, &target);
 	if (verdict == TRANSLATE)
 		verdict = F(forward)(skb, &pkt, &tuple, &target);

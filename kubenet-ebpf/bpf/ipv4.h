@@ -11,6 +11,8 @@
 
 /* linux/icmp.h needs headers of the C library. */
 #define ICMP_DEST_UNREACH 3
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
 #define ICMP_PORT_UNREACH 3
 #define ICMP_FRAG_NEEDED 4
 
@@ -21,28 +23,11 @@
 #define ICMP_PORT_UNREACHABLE4 ICMP_DEST_UNREACH, ICMP_PORT_UNREACH
 #define ICMP_TOO_BIG4 ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED
 
-static __always_inline bool parse4(struct __sk_buff *skb, struct packet *pkt,
-				   struct tuple4 *tuple)
+/* What the network header says. `len` is what it says of the packet's length. */
+static __always_inline void take_header4(const struct iphdr *ip, __u32 off,
+					 __u32 len, struct packet *pkt,
+					 struct tuple4 *tuple)
 {
-	struct iphdr *ip = header(skb, L3_OFF, sizeof(*ip));
-	__u32 len, header_len;
-
-	if (!ip || ip->version != 4 || ip->ihl < 5)
-		return false;
-	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
-		return false;
-	/* Later fragments have no ports: they are the stack's. */
-	if (ip->frag_off & bpf_htons(IP_OFFSET))
-		return false;
-
-	header_len = ip->ihl * 4;
-	len = bpf_ntohs(ip->tot_len);
-	/* 0: more than 64 KiB, to be segmented later. */
-	if (!len && skb->gso_segs)
-		len = skb->len - L3_OFF;
-	if (len < header_len || len > skb->len - L3_OFF)
-		return false;
-
 	tuple->saddr = ip->saddr;
 	tuple->daddr = ip->daddr;
 	tuple->proto = ip->protocol;
@@ -50,22 +35,81 @@ static __always_inline bool parse4(struct __sk_buff *skb, struct packet *pkt,
 	pkt->ttl = ip->ttl;
 	pkt->tos = ip->tos;
 	pkt->check = ip->check;
-	pkt->fragment = ip->frag_off & bpf_htons(IP_MF);
 	pkt->may_fragment = !(ip->frag_off & bpf_htons(IP_DF));
-	pkt->l4_off = L3_OFF + header_len;
-	pkt->l4_len = len - header_len;
-	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport);
+	pkt->l4_off = off + ip->ihl * 4;
+	pkt->l4_len = len - ip->ihl * 4;
+}
+
+static __always_inline enum parsed
+parse4(struct __sk_buff *skb, struct packet *pkt, struct tuple4 *tuple)
+{
+	struct iphdr *ip = header(skb, L3_OFF, sizeof(*ip));
+	__u32 len;
+
+	if (!ip || ip->version != 4 || ip->ihl < 5)
+		return PARSED_OTHER;
+	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+		return ip->protocol == IPPROTO_ICMP ||
+				       ip->protocol == IPPROTO_SCTP
+			       ? PARSED_RARE
+			       : PARSED_OTHER;
+	if (ip->frag_off & bpf_htons(IP_OFFSET | IP_MF))
+		return PARSED_RARE;
+
+	len = bpf_ntohs(ip->tot_len);
+	/* 0: more than 64 KiB, to be segmented later. */
+	if (!len && skb->gso_segs)
+		len = skb->len - L3_OFF;
+	if (len < ip->ihl * 4 || len > skb->len - L3_OFF)
+		return PARSED_OTHER;
+	take_header4(ip, L3_OFF, len, pkt, tuple);
+	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport) ? PARSED_FLOW
+								: PARSED_OTHER;
 }
 
 /*
- * Writes addresses, ports and `ttl`. The header's checksum makes up for every
- * other change (`addresses` is the sum's), so that a sum over the frame that
- * the device has made stays right.
+ * Reads the network header at `off`, the frame's own or one that an error
+ * quotes: of those, pkt->l4_len may be more than there is.
+ */
+static __noinline int walk4(struct __sk_buff *skb, __u32 off,
+			    struct packet *pkt, struct tuple4 *tuple)
+{
+	struct iphdr ip;
+	__u32 len;
+
+	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version != 4 ||
+	    ip.ihl < 5)
+		return WALKED_OUT;
+	len = bpf_ntohs(ip.tot_len);
+	if (!len && skb->gso_segs)
+		len = skb->len - L3_OFF;
+	if (len < ip.ihl * 4)
+		return WALKED_OUT;
+	take_header4(&ip, off, len, pkt, tuple);
+	pkt->later = ip.frag_off & bpf_htons(IP_OFFSET);
+	pkt->fragment = !pkt->later && (ip.frag_off & bpf_htons(IP_MF));
+	pkt->fragment_proto = ip.protocol;
+	pkt->fragment_id = ip.id;
+	return WALKED_TO_END;
+}
+
+/* Errors that say what became of a packet; a redirect does not. */
+static __always_inline bool is_icmp_error4(__u8 type)
+{
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED ||
+	       type == ICMP_PARAMETERPROB;
+}
+
+/*
+ * Writes addresses, `ttl` and, `with_ports`, the ports. The header's checksum
+ * makes up for every other change (`addresses` is the sum's), so that a sum over
+ * the frame that the device has made stays right.
  */
 static __always_inline long store_headers4(struct __sk_buff *skb,
 					   const struct packet *pkt,
 					   const struct tuple4 *to,
-					   __u32 addresses, __u8 ttl)
+					   __u32 addresses, __u8 ttl,
+					   bool with_ports)
 {
 	struct {
 		__u8 ttl;
@@ -93,13 +137,32 @@ static __always_inline long store_headers4(struct __sk_buff *skb,
 	sum = csum_add(sum, (__u16)~old_ttl);
 	sum = csum_add(sum, new_ttl);
 	rest.check = csum_fold(sum);
-	if (pkt->l4_off == L3_OFF + sizeof(struct iphdr))
+	if (with_ports && pkt->l4_off == L3_OFF + sizeof(struct iphdr))
 		return bpf_skb_store_bytes(skb, off, &rest, sizeof(rest), 0);
 	err = bpf_skb_store_bytes(skb, off, &rest,
 				  offsetof(typeof(rest), sport), 0);
-	if (err)
+	if (err || !with_ports)
 		return err;
 	return bpf_skb_store_bytes(skb, pkt->l4_off, &rest.sport, 4, 0);
+}
+
+/* Writes the addresses of a quoted header, at `off`, and adds what else changes. */
+static __always_inline long store_quote4(struct __sk_buff *skb, __u32 off,
+					 const struct packet *quote,
+					 const struct tuple4 *to,
+					 __u32 addresses, __u32 *change)
+{
+	struct {
+		__sum16 check;
+		__be32 addrs[2];
+	} __attribute__((packed)) rest = {
+		.check = csum_fold(csum_add(addresses, (__u16)~quote->check)),
+		.addrs = { to->saddr, to->daddr },
+	};
+
+	*change = csum_change(*change, quote->check, rest.check);
+	return bpf_skb_store_bytes(skb, off + offsetof(struct iphdr, check),
+				   &rest, sizeof(rest), 0);
 }
 
 /* The source of masqueraded flows, or 0. */

@@ -5,7 +5,8 @@
 
 #include "packet.h"
 
-#define MAX_EXTENSIONS 6
+/* More headers than this are not looked behind. */
+#define MAX_EXTENSIONS 8
 
 #define QUOTE_MAX6 (sizeof(struct ipv6hdr) + 8)
 
@@ -21,12 +22,22 @@ struct fragment6 {
 	__be32 id;
 };
 
+static __always_inline void
+take_header6(const struct ipv6hdr *ip, struct packet *pkt, struct tuple6 *tuple)
+{
+	copy(tuple->saddr, ip->saddr);
+	copy(tuple->daddr, ip->daddr);
+	pkt->ttl = ip->hop_limit;
+	pkt->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
+	pkt->length_next_hops = *(const __be32 *)&ip->payload_len;
+}
+
 /*
- * Moves pkt->l4_off behind the extension headers. False when there are too
- * many, one of another kind, or the packet is a later fragment.
+ * Moves pkt->l4_off behind the extension headers, but not behind that of a later
+ * fragment. It only ever grows, so that no packet leads round in circles.
  */
-static __always_inline bool skip_extensions(struct __sk_buff *skb,
-					    struct packet *pkt, __u8 *next)
+static __always_inline int skip_extensions(struct __sk_buff *skb,
+					   struct packet *pkt, __u8 next)
 {
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		union {
@@ -35,69 +46,103 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb,
 			struct fragment6 fragment;
 		} ext;
 
-		switch (*next) {
-		case IPPROTO_TCP:
-		case IPPROTO_UDP:
-			return true;
+		pkt->proto = next;
+		switch (next) {
 		case IPPROTO_HOPOPTS:
 		case IPPROTO_ROUTING:
-		case IPPROTO_DSTOPTS:
 		case IPPROTO_FRAGMENT:
+		case IPPROTO_AH:
+		case IPPROTO_DSTOPTS:
 			break;
 		default:
-			return false;
+			return WALKED_TO_END;
 		}
 		/* Every one of them is at least eight bytes. */
 		if (bpf_skb_load_bytes(skb, pkt->l4_off, &ext, sizeof(ext)))
-			return false;
-		/* Not at its destination yet. */
-		if (*next == IPPROTO_ROUTING && ext.routing.segments_left)
-			return false;
+			return WALKED_OUT;
 		pkt->extended = true;
-		if (*next == IPPROTO_FRAGMENT) {
-			if (ext.fragment.offset & bpf_htons(~7))
-				return false;
-			pkt->fragment = ext.fragment.offset & bpf_htons(1);
+		switch (next) {
+		case IPPROTO_FRAGMENT:
 			pkt->l4_off += sizeof(ext.fragment);
-		} else {
+			pkt->fragment_proto = ext.fragment.next;
+			pkt->fragment_id = ext.fragment.id;
+			pkt->later = ext.fragment.offset & bpf_htons(~7);
+			pkt->fragment = !pkt->later &&
+					(ext.fragment.offset & bpf_htons(1));
+			if (pkt->later)
+				return WALKED_TO_END;
+			break;
+		case IPPROTO_AH:
+			pkt->l4_off += (ext.option.hdrlen + 2) * 4;
+			break;
+		case IPPROTO_ROUTING:
+			/* Not at its destination yet. */
+			if (ext.routing.segments_left)
+				return WALKED_OUT;
+			pkt->l4_off += (ext.routing.hdrlen + 1) * 8;
+			break;
+		default:
 			pkt->l4_off += (ext.option.hdrlen + 1) * 8;
 		}
-		*next = ext.option.nexthdr;
+		next = ext.option.nexthdr;
 	}
-	return *next == IPPROTO_TCP || *next == IPPROTO_UDP;
+	return WALKED_TOO_FAR;
 }
 
-static __always_inline bool parse6(struct __sk_buff *skb, struct packet *pkt,
-				   struct tuple6 *tuple)
+/* As walk4(). */
+static __noinline int walk6(struct __sk_buff *skb, __u32 off,
+			    struct packet *pkt, struct tuple6 *tuple)
+{
+	struct ipv6hdr ip;
+	__u32 len;
+	int walked;
+
+	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version != 6)
+		return WALKED_OUT;
+	take_header6(&ip, pkt, tuple);
+	pkt->l4_off = off + sizeof(ip);
+	len = bpf_ntohs(ip.payload_len);
+	if (!len && skb->gso_segs)
+		len = skb->len - pkt->l4_off;
+	pkt->l4_len = pkt->l4_off + len;
+	walked = skip_extensions(skb, pkt, ip.nexthdr);
+	if (walked == WALKED_TO_END && pkt->l4_len < pkt->l4_off)
+		walked = WALKED_OUT;
+	pkt->l4_len -= pkt->l4_off;
+	tuple->proto = pkt->proto;
+	return walked;
+}
+
+/* As is_icmp_error4(). */
+static __always_inline bool is_icmp_error6(__u8 type)
+{
+	return type == ICMPV6_DEST_UNREACH || type == ICMPV6_PKT_TOOBIG ||
+	       type == ICMPV6_TIME_EXCEED || type == ICMPV6_PARAMPROB;
+}
+
+static __always_inline enum parsed
+parse6(struct __sk_buff *skb, struct packet *pkt, struct tuple6 *tuple)
 {
 	struct ipv6hdr *ip = header(skb, L3_OFF, sizeof(*ip));
-	__u32 end;
-	__u8 next;
+	__u32 len;
 
 	if (!ip || ip->version != 6)
-		return false;
-	next = ip->nexthdr;
-	end = L3_OFF + sizeof(*ip) + bpf_ntohs(ip->payload_len);
-	if (!ip->payload_len && skb->gso_segs)
-		end = skb->len;
-	if (end > skb->len)
-		return false;
-	copy(tuple->saddr, ip->saddr);
-	copy(tuple->daddr, ip->daddr);
-	pkt->ttl = ip->hop_limit;
-	pkt->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
-	pkt->length_next_hops = *(__be32 *)&ip->payload_len;
+		return PARSED_OTHER;
+	if (ip->nexthdr != IPPROTO_TCP && ip->nexthdr != IPPROTO_UDP)
+		return PARSED_RARE;
+	len = bpf_ntohs(ip->payload_len);
+	/* 0: more than 64 KiB, to be segmented later. */
+	if (!len && skb->gso_segs)
+		len = skb->len - L3_OFF - sizeof(*ip);
+	if (L3_OFF + sizeof(*ip) + len > skb->len)
+		return PARSED_OTHER;
+	take_header6(ip, pkt, tuple);
+	tuple->proto = ip->nexthdr;
+	pkt->proto = ip->nexthdr;
 	pkt->l4_off = L3_OFF + sizeof(*ip);
-
-	if (next != IPPROTO_TCP && next != IPPROTO_UDP &&
-	    !skip_extensions(skb, pkt, &next))
-		return false;
-	if (end < pkt->l4_off)
-		return false;
-	tuple->proto = next;
-	pkt->proto = next;
-	pkt->l4_len = end - pkt->l4_off;
-	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport);
+	pkt->l4_len = len;
+	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport) ? PARSED_FLOW
+								: PARSED_OTHER;
 }
 
 /*
@@ -108,7 +153,8 @@ static __always_inline bool parse6(struct __sk_buff *skb, struct packet *pkt,
 static __always_inline long store_headers6(struct __sk_buff *skb,
 					   const struct packet *pkt,
 					   const struct tuple6 *to,
-					   __u32 addresses, __u8 ttl)
+					   __u32 addresses, __u8 ttl,
+					   bool with_ports)
 {
 	struct {
 		__be32 length_next_hops;
@@ -124,9 +170,19 @@ static __always_inline long store_headers6(struct __sk_buff *skb,
 	err = bpf_skb_store_bytes(
 		skb, L3_OFF + offsetof(struct ipv6hdr, payload_len), &rest,
 		sizeof(rest), BPF_F_RECOMPUTE_CSUM);
-	if (err)
+	if (err || !with_ports)
 		return err;
 	return bpf_skb_store_bytes(skb, pkt->l4_off, &to->sport, 4, 0);
+}
+
+/* As store_quote4(): here, nothing else changes. */
+static __always_inline long store_quote6(struct __sk_buff *skb, __u32 off,
+					 const struct packet *quote,
+					 const struct tuple6 *to,
+					 __u32 addresses, __u32 *change)
+{
+	return bpf_skb_store_bytes(skb, off + offsetof(struct ipv6hdr, saddr),
+				   &to->saddr, 2 * sizeof(to->saddr), 0);
 }
 
 /* Read from the place that is not being written. */

@@ -4,6 +4,7 @@
 #include "packet.h"
 #include "ipv4.h"
 #include "ipv6.h"
+#include "rare.h"
 #include "conntrack.h"
 #include "maglev.h"
 #include "service.h"
@@ -20,13 +21,17 @@
 /* A VLAN's device will see the packet again, without the tag. */
 static __always_inline int ingress(struct __sk_buff *skb)
 {
+	int verdict;
+
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		return ingress4(skb);
+		verdict = ingress4(skb);
+		return verdict == RARE ? ingress_rare4(skb) : verdict;
 	case bpf_htons(ETH_P_IPV6):
-		return ingress6(skb);
+		verdict = ingress6(skb);
+		return verdict == RARE ? ingress_rare6(skb) : verdict;
 	}
 	return TC_ACT_UNSPEC;
 }
@@ -49,13 +54,17 @@ int kubenet_from_external(struct __sk_buff *skb)
 SEC("classifier")
 int kubenet_to_device(struct __sk_buff *skb)
 {
+	int verdict;
+
 	if (skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		return egress4(skb);
+		verdict = egress4(skb);
+		return verdict == RARE ? egress_rare4(skb) : verdict;
 	case bpf_htons(ETH_P_IPV6):
-		return egress6(skb);
+		verdict = egress6(skb);
+		return verdict == RARE ? egress_rare6(skb) : verdict;
 	}
 	return TC_ACT_UNSPEC;
 }

@@ -9,7 +9,7 @@
  * Where a flow comes from, as the flag that says whether such flows are
  * masqueraded. NodeRouting::origin() of kubenet-core is the same rule.
  */
-static __always_inline __u32 F(origin)(const struct F(tuple) *tuple)
+static __noinline __u32 F(origin)(const struct F(tuple) *tuple)
 {
 	struct F(lpm) pod = { .prefix_len = 8 * sizeof(pod.addr) };
 

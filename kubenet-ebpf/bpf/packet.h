@@ -14,6 +14,22 @@
 #define TRANSLATE 64
 #define REJECT 65
 #define TOO_BIG 66
+#define NEW_FLOW 67
+#define RARE 68 /* the packet needs rare_tmpl.h */
+
+/* What the programs make of a packet's headers at first sight. */
+enum parsed {
+	PARSED_OTHER, /* none of our business */
+	PARSED_FLOW, /* TCP or UDP, whole, right behind the network header */
+	PARSED_RARE, /* may be ours, and needs a closer look */
+};
+
+/* How a walk over a packet's network headers ended. */
+enum walked {
+	WALKED_TO_END, /* at a transport header, or in a later fragment */
+	WALKED_OUT, /* the packet ends before, or is not for its destination */
+	WALKED_TOO_FAR, /* there are too many headers */
+};
 
 /* The thirteenth byte of a TCP header. */
 #define TCP_FLAGS_OFF 13
@@ -29,30 +45,45 @@ struct packet {
 	__u32 l4_off; /* from the start of the frame */
 	__u32 l4_header_len;
 	__u32 l4_len; /* with the payload */
-	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
-	__u8 tcp_flags;
+	__u8 proto; /* IPPROTO_*, of the transport */
+	__u8 tcp_flags; /* of SCTP, those that mean the same */
 	__u8 ttl; /* or hop limit */
 	__u8 tos;
 	bool fragment; /* the first of several: it has the ports */
+	bool later; /* one of the others: it has none */
 	bool may_fragment; /* routers may cut it */
-	__u16 mtu; /* of the route, after TOO_BIG */
 	bool extended; /* has IPv6 extension headers */
+	__u16 mtu; /* of the route, after TOO_BIG */
+	__u8 fragment_proto; /* what was cut, and under which number */
+	__be32 fragment_id;
 };
+
+/* Whether a flow of this protocol may be one to a Service. */
+static __always_inline bool is_served(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
+}
 
 static __always_inline bool is_tcp(const struct packet *pkt)
 {
 	return pkt->proto == IPPROTO_TCP;
 }
 
+/* TCP or SCTP: a flow has a beginning and an end. */
+static __always_inline bool is_connection(const struct packet *pkt)
+{
+	return pkt->proto != IPPROTO_UDP;
+}
+
 static __always_inline bool is_syn(const struct packet *pkt)
 {
-	return is_tcp(pkt) && (pkt->tcp_flags & TCP_SYN) &&
+	return is_connection(pkt) && (pkt->tcp_flags & TCP_SYN) &&
 	       !(pkt->tcp_flags & TCP_ACK);
 }
 
 static __always_inline bool is_syn_ack(const struct packet *pkt)
 {
-	return is_tcp(pkt) && (pkt->tcp_flags & TCP_SYN) &&
+	return is_connection(pkt) && (pkt->tcp_flags & TCP_SYN) &&
 	       (pkt->tcp_flags & TCP_ACK);
 }
 

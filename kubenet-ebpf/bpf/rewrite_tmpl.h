@@ -1,4 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+static __always_inline __u32 F(address_change)(const struct F(tuple) *from,
+					       const struct F(tuple) *to)
+{
+	_Static_assert(offsetof(struct F(tuple), daddr) == sizeof(from->saddr),
+		       "daddr must follow saddr");
+	return bpf_csum_diff((__be32 *)&from->saddr, 2 * sizeof(from->saddr),
+			     (__be32 *)&to->saddr, 2 * sizeof(to->saddr), 0);
+}
+
+static __always_inline __u32 F(port_change)(const struct F(tuple) *from,
+					    const struct F(tuple) *to)
+{
+	_Static_assert(offsetof(struct F(tuple), dport) ==
+			       offsetof(struct F(tuple), sport) + 2,
+		       "dport must follow sport");
+	return bpf_csum_diff((__be32 *)&from->sport, 4, (__be32 *)&to->sport, 4,
+			     0);
+}
+
 /*
  * Rewrites addresses, ports and TTL in place. All checksums are changed by
  * difference, because on virtual devices they are often not yet complete:
@@ -20,23 +39,37 @@ static __always_inline long F(rewrite)(struct __sk_buff *skb,
 	__u32 addresses, ports;
 	long err;
 
-	_Static_assert(offsetof(struct F(tuple), daddr) == sizeof(from->saddr),
-		       "daddr must follow saddr");
-	_Static_assert(offsetof(struct F(tuple), dport) ==
-			       offsetof(struct F(tuple), sport) + 2,
-		       "dport must follow sport");
-
-	addresses = bpf_csum_diff((__be32 *)&from->saddr,
-				  2 * sizeof(from->saddr), (__be32 *)&to->saddr,
-				  2 * sizeof(to->saddr), 0);
+	addresses = F(address_change)(from, to);
 	err = bpf_l4_csum_replace(skb, csum_off, 0, addresses,
 				  flags | BPF_F_PSEUDO_HDR);
 	if (err)
 		return err;
-	ports = bpf_csum_diff((__be32 *)&from->sport, 4, (__be32 *)&to->sport,
-			      4, 0);
+	ports = F(port_change)(from, to);
 	err = bpf_l4_csum_replace(skb, csum_off, 0, ports, flags);
 	if (err)
 		return err;
-	return F(store_headers)(skb, pkt, to, addresses, ttl);
+	return F(store_headers)(skb, pkt, to, addresses, ttl, true);
+}
+
+/* The same for packets with other things than TCP or UDP in them. */
+static __always_inline long F(rewrite_rare)(struct __sk_buff *skb,
+					    const struct packet *pkt,
+					    const struct F(tuple) *from,
+					    const struct F(tuple) *to, __u8 ttl)
+{
+	__u32 addresses;
+	long err;
+
+	if (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP)
+		return F(rewrite)(skb, pkt, from, to, ttl);
+	addresses = F(address_change)(from, to);
+	if (pkt->proto == IPPROTO_ICMPV6) {
+		err = bpf_l4_csum_replace(
+			skb,
+			pkt->l4_off + offsetof(struct icmp6hdr, icmp6_cksum), 0,
+			addresses, BPF_F_PSEUDO_HDR);
+		if (err)
+			return err;
+	}
+	return F(store_headers)(skb, pkt, to, addresses, ttl, false);
 }

@@ -35,22 +35,27 @@ static __always_inline const struct service *F(service_of)(
 	return F(lookup_service)(&key);
 }
 
-/* Whether this client may reach the Service; Route::admits() of kubenet-core. */
-static __always_inline bool F(admits)(const struct service *service,
-				      const struct F(tuple) *client)
+static __noinline bool F(in_source_range)(const struct service *service,
+					  const struct F(tuple) *client)
 {
 	struct F(source_range) key = {
 		.prefix_len = 8 * (sizeof(key.service) + sizeof(key.addr)),
 		.service = service->id,
 	};
 
-	if (!(service->flags & SVC_SOURCE_RANGES))
-		return true;
 	if (service->flags & SVC_SOURCE_NODE &&
 	    bpf_map_lookup_elem(&F(node_addrs), &client->saddr))
 		return true;
 	copy(key.addr, client->saddr);
 	return bpf_map_lookup_elem(&F(source_ranges), &key);
+}
+
+/* Whether this client may reach the Service; Route::admits() of kubenet-core. */
+static __always_inline bool F(admits)(const struct service *service,
+				      const struct F(tuple) *client)
+{
+	return !(service->flags & SVC_SOURCE_RANGES) ||
+	       F(in_source_range)(service, client);
 }
 
 /* What a flow of this client picks from; it must not be empty. */

@@ -12,12 +12,14 @@
 mod bench;
 mod facts;
 mod frame;
+mod icmp;
 mod netns;
 mod nets;
 mod tap;
 
 mod affinity;
 mod choice;
+mod errors;
 mod flows;
 mod headers;
 mod lifetime;
