@@ -10,8 +10,7 @@ static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
 	const struct service *service;
 	const struct config *cfg;
 
-	if (skb->ingress_ifindex || pkt->fragment ||
-	    (is_connection(pkt) && !is_syn(pkt)))
+	if (skb->ingress_ifindex || (is_connection(pkt) && !is_syn(pkt)))
 		return TC_ACT_UNSPEC;
 	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
@@ -35,8 +34,6 @@ static __always_inline int F(serve_answer)(const struct __sk_buff *skb,
 	ct = bpf_map_lookup_elem(&F(conntrack), tuple);
 	if (!ct || !(ct->flags & CT_REPLY))
 		return F(egress_unknown)(skb, pkt, tuple);
-	if (pkt->fragment)
-		return drop(METRIC_DROP_FRAGMENT);
 	now = now_ticks();
 	if (F(ct_check_reply)(pkt, tuple, ct, now) != FLOW_KNOWN)
 		return TC_ACT_UNSPEC;

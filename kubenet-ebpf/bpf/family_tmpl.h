@@ -22,6 +22,7 @@
 #include "ingress_tmpl.h"
 #include "egress_tmpl.h"
 #include "icmp_tmpl.h"
+#include "fragment_tmpl.h"
 #include "rare_tmpl.h"
 #include "sockets_tmpl.h"
 

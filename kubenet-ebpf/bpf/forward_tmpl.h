@@ -40,6 +40,9 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 	};
 	struct bpf_redir_neigh hop = {};
 
+	/* All fragments of a datagram go one way. */
+	if (rare && (pkt->fragment || pkt->later))
+		fib.sport = fib.dport = 0;
 	F(fib_fill)(&fib, pkt, to);
 	switch (bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:

@@ -13,7 +13,7 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	const struct service *service;
 	const struct config *cfg;
 
-	if (is_connection(pkt) && !is_syn(pkt) && !pkt->fragment)
+	if (is_connection(pkt) && !is_syn(pkt))
 		return TC_ACT_UNSPEC;
 	service = F(service_of)(tuple);
 	if (!service && !bpf_map_lookup_elem(&F(cluster_ips), &tuple->daddr))
@@ -21,8 +21,6 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
 		return TC_ACT_UNSPEC;
-	if (pkt->fragment)
-		return drop(METRIC_DROP_FRAGMENT);
 	/* A cluster IP, and no port of it that is served. */
 	if (!service)
 		return REJECT;
@@ -43,9 +41,6 @@ static __always_inline int F(serve)(const struct packet *pkt,
 	ct = bpf_map_lookup_elem(&F(conntrack), tuple);
 	if (!ct)
 		return NEW_FLOW;
-	/* The others have no ports: they cannot be followed yet. */
-	if (pkt->fragment)
-		return drop(METRIC_DROP_FRAGMENT);
 	now = now_ticks();
 	switch (F(ct_check)(pkt, tuple, ct, now)) {
 	case FLOW_NOT_OURS:

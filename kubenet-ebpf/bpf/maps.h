@@ -173,6 +173,21 @@ struct {
 	__type(value, struct service_name);
 } service_names SEC(".maps");
 
+/* Of no use after the half minute that a receiver waits for the rest. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key4);
+	__type(value, struct fragment_target4);
+} fragments4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key6);
+	__type(value, struct fragment_target6);
+} fragments6 SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, METRIC_MAX);

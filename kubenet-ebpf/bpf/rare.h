@@ -12,7 +12,9 @@
 enum rare {
 	RARE_OTHER, /* none of our business */
 	RARE_FLOW, /* has ports */
+	RARE_LATER, /* a fragment without them */
 	RARE_ERROR, /* an ICMP error */
+	RARE_BROKEN, /* has no ports where they can be found */
 };
 
 struct rare4 {

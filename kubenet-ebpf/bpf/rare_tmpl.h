@@ -17,19 +17,28 @@ static __noinline enum rare F(parse_rare)(struct __sk_buff *skb,
 	struct packet *pkt = &rare->pkt;
 	__u8 type;
 
-	if (F(walk)(skb, L3_OFF, pkt, &rare->tuple) != WALKED_TO_END ||
-	    pkt->l4_off + pkt->l4_len > skb->len || pkt->later)
+	switch (F(walk)(skb, L3_OFF, pkt, &rare->tuple)) {
+	case WALKED_OUT:
 		return RARE_OTHER;
+	case WALKED_TOO_FAR:
+		return RARE_BROKEN;
+	}
+	if (pkt->l4_off + pkt->l4_len > skb->len)
+		return RARE_OTHER;
+	if (pkt->later)
+		return RARE_LATER;
 	if (pkt->proto == F(ICMP_PROTO)) {
 		if (pkt->fragment || pkt->l4_len < ICMP_HEADER_LEN ||
 		    bpf_skb_load_bytes(skb, pkt->l4_off, &type, 1))
 			return RARE_OTHER;
 		return F(is_icmp_error)(type) ? RARE_ERROR : RARE_OTHER;
 	}
-	if (!is_served(pkt->proto) ||
-	    !parse_rare_l4(skb, pkt, &rare->tuple.sport, &rare->tuple.dport))
+	if (!is_served(pkt->proto))
 		return RARE_OTHER;
-	return RARE_FLOW;
+	if (parse_rare_l4(skb, pkt, &rare->tuple.sport, &rare->tuple.dport))
+		return RARE_FLOW;
+	/* The other fragments will complete it, where no ports are needed. */
+	return pkt->fragment ? RARE_BROKEN : RARE_OTHER;
 }
 
 static __noinline int F(serve_rare)(struct F(rare) *rare)
@@ -41,7 +50,7 @@ static __noinline int F(serve_rare)(struct F(rare) *rare)
 __noinline int F(ingress_rare)(struct __sk_buff *skb)
 {
 	struct F(rare) *rare = F(room)();
-	int verdict;
+	int verdict = TC_ACT_UNSPEC;
 
 	if (!rare)
 		return TC_ACT_UNSPEC;
@@ -50,12 +59,21 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	case RARE_ERROR:
 		return F(translate_error)(skb, rare, false);
-	case RARE_FLOW:
+	case RARE_BROKEN:
+		if (F(is_cluster_ip)(rare))
+			return drop(METRIC_DROP_MALFORMED);
+		return TC_ACT_UNSPEC;
+	case RARE_LATER:
+		verdict = F(follow_fragment)(rare);
 		break;
+	case RARE_FLOW:
+		verdict = F(serve_rare)(rare);
+		if (verdict == NEW_FLOW)
+			verdict = F(take_flow)(&rare->pkt, &rare->tuple,
+					       &rare->target);
+		if (rare->pkt.fragment)
+			F(remember_fragment)(rare, verdict);
 	}
-	verdict = F(serve_rare)(rare);
-	if (verdict == NEW_FLOW)
-		verdict = F(take_flow)(&rare->pkt, &rare->tuple, &rare->target);
 	if (verdict == TRANSLATE)
 		verdict = F(forward_rare)(skb, &rare->pkt, &rare->tuple,
 					  &rare->target);
@@ -69,19 +87,25 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 __noinline int F(egress_rare)(struct __sk_buff *skb)
 {
 	struct F(rare) *rare = F(room)();
-	int verdict;
+	int verdict = TC_ACT_UNSPEC;
 
 	if (!rare)
 		return TC_ACT_UNSPEC;
 	switch (F(parse_rare)(skb, rare)) {
 	case RARE_OTHER:
+	case RARE_BROKEN:
 		return TC_ACT_UNSPEC;
 	case RARE_ERROR:
 		return F(translate_error)(skb, rare, true);
-	case RARE_FLOW:
+	case RARE_LATER:
+		verdict = F(follow_fragment)(rare);
 		break;
+	case RARE_FLOW:
+		verdict = F(serve_answer)(skb, &rare->pkt, &rare->tuple,
+					  &rare->target);
+		if (rare->pkt.fragment)
+			F(remember_fragment)(rare, verdict);
 	}
-	verdict = F(serve_answer)(skb, &rare->pkt, &rare->tuple, &rare->target);
 	if (verdict != TRANSLATE)
 		return verdict;
 	if (F(rewrite_rare)(skb, &rare->pkt, &rare->tuple, &rare->target,

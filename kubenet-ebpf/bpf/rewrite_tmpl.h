@@ -60,10 +60,10 @@ static __always_inline long F(rewrite_rare)(struct __sk_buff *skb,
 	__u32 addresses;
 	long err;
 
-	if (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP)
+	if (is_served(pkt->proto) && !pkt->later)
 		return F(rewrite)(skb, pkt, from, to, ttl);
 	addresses = F(address_change)(from, to);
-	if (pkt->proto == IPPROTO_ICMPV6) {
+	if (pkt->proto == IPPROTO_ICMPV6 && !pkt->later) {
 		err = bpf_l4_csum_replace(
 			skb,
 			pkt->l4_off + offsetof(struct icmp6hdr, icmp6_cksum), 0,

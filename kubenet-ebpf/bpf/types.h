@@ -156,6 +156,41 @@ struct conntrack6 {
 	__u32 flags;
 };
 
+/* ---- fragments: those without ports -> what the first one became ---- */
+
+struct fragment_key4 {
+	__be32 saddr;
+	__be32 daddr;
+	__be32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct fragment_key6 {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__be32 id;
+	__u8 proto;	/* the first header behind that of the fragment */
+	__u8 pad[3];
+};
+
+#define FRAGMENT_DROP	0x01	/* the first one was not let through */
+#define FRAGMENT_PASS	0x02	/* it was left as it is */
+
+struct fragment_target4 {
+	__be32 saddr;
+	__be32 daddr;
+	__u32 last_seen;	/* CLOCK_MONOTONIC >> KUBENET_CLOCK_SHIFT */
+	__u32 flags;		/* FRAGMENT_* */
+};
+
+struct fragment_target6 {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__u32 last_seen;
+	__u32 flags;
+};
+
 /* ---- source ranges: who may reach a Service that not everybody may ---- */
 
 /* Key of LPM tries; its length counts the bits of the id, too. */
@@ -245,12 +280,13 @@ enum metric {
 	METRIC_NEW_FLOW,	/* a backend was picked */
 	METRIC_REJECTED,	/* no backend or no such port, the client was told */
 	METRIC_DROP_NO_LOCAL_BACKEND,	/* [E6], policy Local */
-	METRIC_DROP_FRAGMENT,	/* a fragment to a Service that cannot be tracked */
+	METRIC_DROP_FRAGMENT,	/* its datagram's first fragment was not let through */
 	METRIC_DROP_SNAT_EXHAUSTED,	/* no free port to masquerade with */
 	METRIC_DROP_CONNTRACK_FULL,	/* the entry could not be written */
 	METRIC_DROP_MALFORMED,	/* headers that cannot be rewritten */
 	METRIC_DROP_ROUTE,	/* no way to the backend, or TTL exceeded */
 	METRIC_DROP_SOURCE_RANGE,	/* the client is in none of the Service's source ranges */
+	METRIC_DROP_FRAGMENT_EARLY,	/* a fragment to a cluster IP, before its datagram's first */
 	METRIC_MAX,
 };
 

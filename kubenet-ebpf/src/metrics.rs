@@ -13,7 +13,7 @@ pub enum Metric {
     Rejected,
     /// New flows that were dropped because policy `Local` has no backend on this node.
     DropNoLocalBackend,
-    /// Fragments to a Service that cannot be tracked.
+    /// Fragments of a datagram to a Service of which the first was not let through.
     DropFragment,
     /// New flows for which no source port was free to masquerade with.
     DropSnatExhausted,
@@ -25,11 +25,13 @@ pub enum Metric {
     DropRoute,
     /// New flows from clients in none of the Service's source ranges.
     DropSourceRange,
+    /// Fragments to a cluster IP that came before the first of their datagram, which alone has the ports.
+    DropFragmentEarly,
 }
 
 impl Metric {
     /// All of them, in the order of their indexes.
-    pub const ALL: [Metric; 10] = [
+    pub const ALL: [Metric; 11] = [
         Metric::Forwarded,
         Metric::NewFlow,
         Metric::Rejected,
@@ -40,6 +42,7 @@ impl Metric {
         Metric::DropMalformed,
         Metric::DropRoute,
         Metric::DropSourceRange,
+        Metric::DropFragmentEarly,
     ];
 
     /// Short name for metrics systems: `drop_no_local_backend`.
@@ -55,6 +58,7 @@ impl Metric {
             Metric::DropMalformed => "drop_malformed",
             Metric::DropRoute => "drop_route",
             Metric::DropSourceRange => "drop_source_range",
+            Metric::DropFragmentEarly => "drop_fragment_early",
         }
     }
 }

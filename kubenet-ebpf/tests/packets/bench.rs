@@ -64,6 +64,7 @@ pub enum Metric {
     Malformed,
     Route,
     SourceRange,
+    FragmentEarly,
 }
 
 /// Where a frame comes in or goes out.
@@ -150,7 +151,16 @@ impl Bench {
 
         let object = env::var("KUBENET_BPF_OBJECT").unwrap_or_else(|_| OBJECT.into());
         let mut loader = EbpfLoader::new();
-        for map in ["conntrack4", "conntrack6", "affinity4", "affinity6", "socket_peers4", "socket_peers6"] {
+        for map in [
+            "conntrack4",
+            "conntrack6",
+            "affinity4",
+            "affinity6",
+            "socket_peers4",
+            "socket_peers6",
+            "fragments4",
+            "fragments6",
+        ] {
             loader.map_max_entries(map, 4096);
         }
         let mut ebpf = loader.load_file(object).expect("load the object");
@@ -321,8 +331,10 @@ impl Bench {
         }
     }
 
-    /// Forgets every flow.
+    /// Forgets every flow, and what became of fragments.
     pub fn forget_flows(&mut self) {
+        empty::<16, 16>(self.map_mut("fragments4"));
+        empty::<40, 40>(self.map_mut("fragments6"));
         empty::<16, 32>(self.map_mut("conntrack4"));
         empty::<40, 56>(self.map_mut("conntrack6"));
     }

@@ -62,7 +62,7 @@ impl Bench {
         age::<8>(self.map_mut("affinity4"), seconds) + age::<20>(self.map_mut("affinity6"), seconds)
     }
 
-    /// Makes every flow look as if it was last heard this many ticks ago.
+    /// Makes every flow and every fragment look as if it was last heard this many ticks ago.
     pub fn age(&mut self, ticks: u32) {
         fn age<const K: usize, const V: usize>(map: &mut aya::maps::Map, ticks: u32) {
             let mut map = HashMap::<&mut MapData, [u8; K], [u8; V]>::try_from(map).expect("hash map");
@@ -76,6 +76,8 @@ impl Bench {
         }
         age::<16, 32>(self.map_mut("conntrack4"), ticks);
         age::<40, 56>(self.map_mut("conntrack6"), ticks);
+        age::<16, 16>(self.map_mut("fragments4"), ticks);
+        age::<40, 40>(self.map_mut("fragments6"), ticks);
     }
 
     /// Drops the entry for packets from one address to another, as the LRU may.

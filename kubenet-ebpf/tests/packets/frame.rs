@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6Header,
-    Ipv6RawExtHeader, PacketBuilder, TcpHeader, TcpOptions,
+    IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions,
+    Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, TcpHeader, TcpOptions,
 };
 
 /// Offset of the network header.
@@ -51,7 +51,8 @@ pub struct Frame {
     /// Hop-by-hop and destination options.
     pub extensions: bool,
     pub dont_fragment: bool,
-    pub more_fragments: bool,
+    /// Number of the datagram, for its fragments.
+    pub id: u16,
     /// UDP without a checksum.
     pub no_checksum: bool,
     pub payload: Vec<u8>,
@@ -71,7 +72,7 @@ impl Frame {
             ip_options: Vec::new(),
             extensions: false,
             dont_fragment: true,
-            more_fragments: false,
+            id: 4711,
             no_checksum: false,
             payload: b"an odd payload for checksums".to_vec(),
         }
@@ -108,11 +109,9 @@ impl Frame {
         match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let header = Ipv4Header {
-                    identification: 4711,
+                    identification: self.id,
                     time_to_live: self.ttl,
                     dont_fragment: self.dont_fragment,
-                    more_fragments: self.more_fragments,
-                    fragment_offset: IpFragOffset::ZERO,
                     source: source.octets(),
                     destination: destination.octets(),
                     options: Ipv4Options::try_from(&self.ip_options[..]).expect("options"),
@@ -164,6 +163,33 @@ impl Frame {
             }
         }
         out
+    }
+
+    /// The frames that a sender makes of it: each but the last with so many bytes of the transport's.
+    pub fn fragments(&self, size: usize) -> Vec<Vec<u8>> {
+        let bytes = self.bytes();
+        let pieces: Vec<_> = bytes[self.l4()..].chunks(size).collect();
+        let count = pieces.len();
+        let fragment = |(i, piece): (usize, &&[u8])| {
+            let offset = IpFragOffset::try_new((i * size / 8) as u16).expect("offset");
+            let more = i + 1 < count;
+            let mut ip = self.ip();
+            match &mut ip {
+                IpHeaders::Ipv4(header, _) => {
+                    (header.dont_fragment, header.more_fragments) = (false, more);
+                    header.fragment_offset = offset;
+                }
+                IpHeaders::Ipv6(_, extensions) => {
+                    let next = IpNumber(self.proto.number());
+                    extensions.fragment = Some(Ipv6FragmentHeader::new(next, offset, more, self.id.into()));
+                }
+            }
+            let mut out = Vec::new();
+            let step = PacketBuilder::ethernet2(self.mac_from, self.mac_to).ip(ip);
+            step.write(&mut out, IpNumber(self.proto.number()), piece).expect("fragment");
+            out
+        };
+        pieces.iter().enumerate().map(fragment).collect()
     }
 
     /// Offset of the transport header.

@@ -21,6 +21,7 @@ mod affinity;
 mod choice;
 mod errors;
 mod flows;
+mod fragments;
 mod headers;
 mod lifetime;
 mod masquerade;

@@ -1,7 +1,7 @@
 //! What is none of our business goes on untouched.
 
 use crate::{
-    bench::{DRAINING, Hook, Metric, UNSPEC, for_each_kind},
+    bench::{DRAINING, Hook, UNSPEC, for_each_kind},
     frame::{Flags, Frame, Proto},
     nets::at,
 };
@@ -102,48 +102,5 @@ fn other_protocols_pass() {
             assert_eq!(outcome.action, UNSPEC);
         }
         assert_eq!(bench.entries(), 0);
-    });
-}
-
-#[test]
-fn a_first_fragment_to_a_service_is_dropped_and_any_other_passes() {
-    for_each_kind(|bench, net, proto| {
-        if net.vip.is_ipv6() {
-            return;
-        }
-        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
-        let id = bench.backend(backend, 0);
-        bench.serve(frontend, proto, 0, &[id], &[]);
-        let mut first = Frame::new(proto, client, frontend);
-        (first.dont_fragment, first.more_fragments) = (false, true);
-        bench.expect_dropped(Hook::FromPod, first.clone(), Metric::Fragment);
-        bench.expect_passed(Hook::FromPod, first.with(client, backend));
-
-        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
-        bench.expect_dropped(Hook::FromExternal, first.with(backend, client), Metric::Fragment);
-        bench.expect_dropped(Hook::ToDevice, first.with(backend, client), Metric::Fragment);
-
-        first.mac_to = bench.mac(Hook::FromPod);
-        let mut later = first.bytes();
-        later[20..22].copy_from_slice(&[0x00, 0x10]);
-        assert_eq!(bench.send_bytes(Hook::FromPod, &later, 0).action, UNSPEC);
-    });
-}
-
-#[test]
-fn while_draining_fragments_of_new_flows_are_the_successors() {
-    for_each_kind(|bench, net, proto| {
-        if net.vip.is_ipv6() {
-            return;
-        }
-        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
-        let id = bench.backend(backend, 0);
-        bench.serve(frontend, proto, 0, &[id], &[]);
-        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
-        bench.configure(DRAINING, 20000..=29999);
-        let mut first = Frame::new(proto, at(net.pod, 40001), frontend);
-        (first.dont_fragment, first.more_fragments) = (false, true);
-        bench.expect_passed(Hook::FromPod, first.clone());
-        bench.expect_dropped(Hook::FromPod, first.with(client, frontend), Metric::Fragment);
     });
 }

@@ -119,11 +119,6 @@ fn ports_of_a_cluster_ip_that_nobody_serves_are_refused() {
             bench.expect_passed(hook, established);
             // Other addresses are not ours.
             bench.expect_passed(hook, Frame::new(proto, client, at(net.node, 81)));
-            let mut fragment = Frame::new(proto, client, at(net.vip, 81));
-            (fragment.dont_fragment, fragment.more_fragments) = (false, true);
-            if net.vip.is_ipv4() {
-                bench.expect_dropped(hook, fragment, Metric::Fragment);
-            }
         }
         bench.configure(DRAINING, 20000..=29999);
         let late = Frame::new(proto, at(net.pod, 40001), at(net.vip, 81));
