@@ -22,11 +22,11 @@ static __always_inline int F(send_reset)(struct __sk_buff *skb,
 		.doff = sizeof(rst) / 4,
 		.rst = 1,
 	};
-	__u32 sum, csum_off = l4_csum_off(pkt);
+	__u32 off = F(answer_l4_off)(pkt);
+	__u32 sum, csum_off = off + offsetof(struct tcphdr, check);
 	__sum16 check;
 
-	if (pkt->extended ||
-	    bpf_skb_load_bytes(skb, pkt->l4_off, &tcp, sizeof(tcp)))
+	if (bpf_skb_load_bytes(skb, pkt->l4_off, &tcp, sizeof(tcp)))
 		return drop(METRIC_DROP_MALFORMED);
 	if (tcp.ack) {
 		rst.seq = tcp.ack_seq;
@@ -46,9 +46,9 @@ static __always_inline int F(send_reset)(struct __sk_buff *skb,
 	 * that is wanted; the kernel leaves out the first kind.
 	 */
 	rst.check = tcp.check;
-	if (bpf_skb_change_tail(skb, pkt->l4_off + sizeof(rst), 0) ||
+	if (bpf_skb_change_tail(skb, off + sizeof(rst), 0) ||
 	    F(answer_l3_)(skb, pkt, tuple, IPPROTO_TCP, sizeof(rst)) ||
-	    bpf_skb_store_bytes(skb, pkt->l4_off, &rst, sizeof(rst), 0) ||
+	    bpf_skb_store_bytes(skb, off, &rst, sizeof(rst), 0) ||
 	    bpf_l4_csum_replace(skb, csum_off, bpf_htons(pkt->l4_len),
 				bpf_htons(sizeof(rst)), BPF_F_PSEUDO_HDR | 2) ||
 	    bpf_skb_load_bytes(skb, csum_off, &check, sizeof(check)) ||
@@ -69,10 +69,11 @@ static __always_inline int F(send_icmp)(struct __sk_buff *skb,
 		__be32 info;
 	} icmp = { .type = type, .code = code, .info = info };
 	__u32 len = pkt->l4_off - L3_OFF + 8;
+	__u32 off = F(answer_l4_off)(pkt);
 	__u8 quote[F(QUOTE_MAX)] = {};
 	__u32 sum;
 
-	if (pkt->extended || len < 8 || len > sizeof(quote) ||
+	if (len < 8 || len > sizeof(quote) ||
 	    bpf_skb_load_bytes(skb, L3_OFF, quote, len))
 		return drop(METRIC_DROP_MALFORMED);
 	sum = F(icmp_pseudo)(tuple, sizeof(icmp) + len);
@@ -80,10 +81,10 @@ static __always_inline int F(send_icmp)(struct __sk_buff *skb,
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), sum);
 	icmp.check = csum_fold(sum);
 
-	if (bpf_skb_change_tail(skb, pkt->l4_off + sizeof(icmp) + len, 0) ||
+	if (bpf_skb_change_tail(skb, off + sizeof(icmp) + len, 0) ||
 	    F(answer_l3_)(skb, pkt, tuple, F(ICMP_PROTO), sizeof(icmp) + len) ||
-	    bpf_skb_store_bytes(skb, pkt->l4_off, &icmp, sizeof(icmp), 0) ||
-	    bpf_skb_store_bytes(skb, pkt->l4_off + sizeof(icmp), quote, len, 0))
+	    bpf_skb_store_bytes(skb, off, &icmp, sizeof(icmp), 0) ||
+	    bpf_skb_store_bytes(skb, off + sizeof(icmp), quote, len, 0))
 		return drop(METRIC_DROP_MALFORMED);
 	return send_back(skb);
 }

@@ -181,6 +181,12 @@ static __always_inline void fib_fill4(struct bpf_fib_lookup *fib,
 	fib->ipv4_dst = to->daddr;
 }
 
+/* Where an answer's transport header stands: where the packet's stood. */
+static __always_inline __u32 answer_l4_off4(const struct packet *pkt)
+{
+	return pkt->l4_off;
+}
+
 /*
  * Turns the header into that of an answer with `len` bytes after it. It keeps
  * its length, because a checksum that is yet to be completed is at an offset

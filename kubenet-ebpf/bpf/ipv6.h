@@ -8,7 +8,8 @@
 /* More headers than this are not looked behind. */
 #define MAX_EXTENSIONS 8
 
-#define QUOTE_MAX6 (sizeof(struct ipv6hdr) + 8)
+/* With so many bytes of extension headers. */
+#define QUOTE_MAX6 (sizeof(struct ipv6hdr) + 24 + 8)
 
 #define ICMP_PROTO6 IPPROTO_ICMPV6
 #define ICMP_PORT_UNREACHABLE6 ICMPV6_DEST_UNREACH, ICMPV6_PORT_UNREACH
@@ -202,6 +203,15 @@ static __always_inline void fib_fill6(struct bpf_fib_lookup *fib,
 	fib->flowinfo = bpf_htonl(pkt->tos << 20);
 	copy(fib->ipv6_src, to->saddr);
 	copy(fib->ipv6_dst, to->daddr);
+}
+
+/*
+ * Where an answer's transport header stands: where the packet's stood, but an
+ * answer has no extension headers.
+ */
+static __always_inline __u32 answer_l4_off6(const struct packet *pkt)
+{
+	return pkt->extended ? L3_OFF + sizeof(struct ipv6hdr) : pkt->l4_off;
 }
 
 /* As answer_l3_4(). */

@@ -18,12 +18,20 @@
 #include "family_tmpl.h"
 #undef FAMILY
 
-/* A VLAN's device will see the packet again, without the tag. */
+/*
+ * A VLAN's device will see the packet again, without the tag. A tag that has
+ * only a priority belongs to no VLAN: there is no other device.
+ */
+static __always_inline bool is_in_vlan(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && (skb->vlan_tci & VLAN_ID_MASK);
+}
+
 static __always_inline int ingress(struct __sk_buff *skb)
 {
 	int verdict;
 
-	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
+	if (skb->pkt_type != PACKET_HOST || is_in_vlan(skb))
 		return TC_ACT_UNSPEC;
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
@@ -36,18 +44,28 @@ static __always_inline int ingress(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
+/* What is sent on from here leaves without the tag that it came with. */
+static __always_inline int ingress_untagged(struct __sk_buff *skb)
+{
+	int verdict = ingress(skb);
+
+	if (verdict == TC_ACT_REDIRECT && skb->vlan_present)
+		bpf_skb_vlan_pop(skb);
+	return verdict;
+}
+
 /* At the host's end of a pod's interface: what the pod sends. */
 SEC("classifier")
 int kubenet_from_pod(struct __sk_buff *skb)
 {
-	return ingress(skb);
+	return ingress_untagged(skb);
 }
 
 /* At a device of the node that leads outside: what comes in. */
 SEC("classifier")
 int kubenet_from_external(struct __sk_buff *skb)
 {
-	return ingress(skb);
+	return ingress_untagged(skb);
 }
 
 /* At both kinds of device: what goes out. */
@@ -56,7 +74,7 @@ int kubenet_to_device(struct __sk_buff *skb)
 {
 	int verdict;
 
-	if (skb->vlan_present)
+	if (is_in_vlan(skb))
 		return TC_ACT_UNSPEC;
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):

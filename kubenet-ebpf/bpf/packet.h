@@ -7,6 +7,8 @@
 
 #define L3_OFF ETH_HLEN
 
+#define VLAN_ID_MASK 0xfff
+
 /*
  * Beside TC_ACT_*: what is left for the caller to do. Functions that need much
  * stack are called one after the other, and not by each other.

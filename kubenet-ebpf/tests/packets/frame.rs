@@ -242,7 +242,11 @@ impl Frame {
 
     /// The ICMP error of this type about this frame, with the network header and 8 bytes quoted.
     pub fn icmp(&self, v4: (u8, u8), v6: (u8, u8), info: u32) -> Vec<u8> {
-        let quote = &self.bytes()[L3..self.l4() + 8];
+        self.icmp_about(&self.bytes()[L3..self.l4() + 8], v4, v6, info)
+    }
+
+    /// The same with another quotation.
+    pub fn icmp_about(&self, quote: &[u8], v4: (u8, u8), v6: (u8, u8), info: u32) -> Vec<u8> {
         let mut out = Vec::new();
         match self.from {
             SocketAddr::V4(_) => {

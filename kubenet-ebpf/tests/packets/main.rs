@@ -20,6 +20,7 @@ mod tap;
 mod affinity;
 mod choice;
 mod errors;
+mod extensions;
 mod flows;
 mod fragments;
 mod headers;

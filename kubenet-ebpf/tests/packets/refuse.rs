@@ -66,7 +66,7 @@ fn a_policy_that_drops_does_so_by_side() {
 }
 
 #[test]
-fn a_packet_with_extension_headers_is_dropped_instead() {
+fn a_packet_with_extension_headers_is_refused_without_them() {
     for_each_kind(|bench, net, proto| {
         if net.vip.is_ipv4() {
             return;
@@ -74,7 +74,7 @@ fn a_packet_with_extension_headers_is_dropped_instead() {
         bench.serve(at(net.vip, 80), proto, 0, &[], &[]);
         let mut frame = Frame::new(proto, at(net.pod, 40000), at(net.vip, 80));
         frame.extensions = true;
-        bench.expect_dropped(Hook::FromPod, frame, Metric::Malformed);
+        expect_refused(bench, Hook::FromPod, frame);
     });
 }
 

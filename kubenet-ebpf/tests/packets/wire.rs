@@ -15,7 +15,7 @@ use crate::{
 const PORT: u16 = 0xbeef;
 
 /// The gateway, where everybody is in these tests.
-const GATEWAY: [u8; 6] = [2, 0, 0, 0, 2, 2];
+pub const GATEWAY: [u8; 6] = [2, 0, 0, 0, 2, 2];
 
 /// The checksum as a sender leaves it that has the device complete it: the sum of the pseudo header.
 fn partial(frame: &Frame) -> (Vec<u8>, Offload) {
