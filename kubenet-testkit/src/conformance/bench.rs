@@ -211,18 +211,23 @@ impl<'w> Bench<'w> {
 
     /// Opens a connection that lives on, and asks it once.
     pub(super) fn open(&self, way: Way<'_>, by: &[&str]) -> Step<Open> {
+        self.open_from_port(0, way, by)
+    }
+
+    /// The same from a port of the client's own; 0 is any.
+    pub(super) fn open_from_port(&self, port: u16, way: Way<'_>, by: &[&str]) -> Step<Open> {
         let (from, svc, kind, protocol) = way;
-        let opened = self.world.open(&place(from), svc.dial(kind, self.family), protocol, ANSWER);
-        let mut live =
-            opened.or_else(|got| fail(format!("{}: expected a connection, got {got}", describe(way))))?;
-        let backend = answered(live.ask(ANSWER), by).map_err(|stop| stop.at(describe(way)))?;
-        Ok(Open { live, backend, way: describe(way) })
+        let opened = self.world.open((&place(from), port), svc.dial(kind, self.family), protocol, ANSWER);
+        let way = describe(way);
+        let mut live = opened.or_else(|got| fail(format!("{way}: expected a connection, got {got}")))?;
+        let backend = answered(live.ask(ANSWER), by).map_err(|stop| stop.at(&way))?;
+        Ok(Open { live, backend, way })
     }
 
     /// A UDP socket that has not asked yet.
     pub(super) fn udp_socket(&self, (from, svc, kind, _): Way<'_>) -> Step<Box<dyn Live>> {
         let to = svc.dial(kind, self.family);
-        let opened = self.world.open(&place(from), to, Protocol::Udp, ANSWER);
+        let opened = self.world.open((&place(from), 0), to, Protocol::Udp, ANSWER);
         opened.or_else(|got| fail(format!("expected a socket, got {got}")))
     }
 }
@@ -244,6 +249,11 @@ pub(super) struct Open {
 impl Open {
     pub(super) fn ask(&mut self) -> Got {
         self.live.ask(ANSWER)
+    }
+
+    /// A question and an answer of this many bytes each.
+    pub(super) fn ask_at_length(&mut self, length: usize, timeout: Duration) -> Got {
+        self.live.ask_at_length(length, timeout)
     }
 
     /// It must still be on its backend.

@@ -67,6 +67,12 @@ pub(super) struct Svc {
     endpoints: Vec<(Place, Conditions)>,
     /// By place in `endpoints`; 1 where nothing is said.
     weights: Vec<u16>,
+    /// The zone that each of `endpoints` is meant for; none where nothing is said.
+    zones: Vec<&'static str>,
+    /// Where the backends listen.
+    target_port: NonZeroU16,
+    /// Has the cluster IPs of the Service of this number as external IPs, and is older.
+    rival_of: Option<u16>,
     /// Whether it has external IPs and load-balancer addresses, too.
     exposed: bool,
     /// Clients from these places may use the load balancer's addresses; empty: all.
@@ -85,6 +91,9 @@ impl Svc {
             port: 80,
             endpoints: Vec::new(),
             weights: Vec::new(),
+            zones: Vec::new(),
+            target_port: BACKEND_PORT,
+            rival_of: None,
             exposed: false,
             sources: Vec::new(),
             affinity: None,
@@ -127,6 +136,24 @@ impl Svc {
 
     pub(super) fn with_weights(mut self, weights: &[u16]) -> Self {
         self.weights = weights.to_vec();
+        self
+    }
+
+    /// Hints: the zones that the endpoints are meant for, in their order.
+    pub(super) fn for_zones(mut self, zones: &[&'static str]) -> Self {
+        self.zones = zones.to_vec();
+        self
+    }
+
+    /// Its backends have a port where nobody listens.
+    pub(super) fn deaf(mut self) -> Self {
+        self.target_port = port(9);
+        self
+    }
+
+    /// Older than `other`, with the cluster IPs of that one as external IPs.
+    pub(super) fn rival_of(mut self, other: &Svc) -> Self {
+        self.rival_of = Some(other.number);
         self
     }
 
@@ -218,6 +245,9 @@ impl Svc {
                     .external_ip(address(FrontendKind::ExternalIp))
                     .load_balancer_ip(address(FrontendKind::LoadBalancer));
             }
+            if let Some(number) = self.rival_of {
+                service = service.external_ip(service_address(family, number)).created(0);
+            }
             for place in &self.sources {
                 service = service.source_range(world.address(place, family)?.into());
             }
@@ -232,15 +262,19 @@ impl Svc {
             let suffix = if family == IpFamily::V4 { "v4" } else { "v6" };
             let mut slice = EndpointSlice::builder("conformance", format!("{name}-{suffix}"), &name, family);
             for &protocol in &self.protocols {
-                slice = slice.port(EndpointPort::new(protocol.as_lower_str(), protocol, BACKEND_PORT));
+                slice = slice.port(EndpointPort::new(protocol.as_lower_str(), protocol, self.target_port));
             }
             let weights = self.weights.iter().copied().chain(std::iter::repeat(1));
+            let mut zones = self.zones.iter();
             for ((place, conditions), weight) in self.endpoints.iter().zip(weights) {
                 let mut endpoint = Endpoint::new(world.address(place, family)?)
                     .with_conditions(*conditions)
                     .with_weight(weight);
                 if let Some(node) = node_of(place) {
                     endpoint = endpoint.on_node(node.name());
+                }
+                if let Some(zone) = zones.next() {
+                    endpoint = endpoint.for_zone(zone);
                 }
                 slice = slice.endpoint(endpoint);
             }

@@ -14,10 +14,10 @@ use kubenet_core::{
 use super::{
     Subject,
     fixture::{BACKEND_PORT, PODS},
-    world::{Got, Live, World},
+    world::{Got, Live, Narrow, World},
 };
 use crate::{
-    lab::{Answer, Connection, Lab, LabConfig, LabError, RequestError, Server, UdpFlow},
+    lab::{Answer, Connection, Lab, LabConfig, LabError, NarrowPath, RequestError, Server, UdpFlow},
     place::{Node, Place},
 };
 
@@ -75,16 +75,24 @@ impl World for Real<'_> {
 
     fn open(
         &self,
-        from: &Place,
+        (from, port): (&Place, u16),
         to: SocketAddr,
         protocol: Protocol,
         timeout: Duration,
     ) -> Result<Box<dyn Live>, Got> {
         let opened = match protocol {
             Protocol::Udp => self.lab.udp_flow(from, to).map(|flow| Box::new(flow) as Box<dyn Live>),
-            _ => self.lab.connect(from, to, timeout).map(|connection| Box::new(connection) as _),
+            _ => self
+                .lab
+                .connect_from_port(from, port, to, timeout)
+                .map(|connection| Box::new(connection) as _),
         };
         opened.map_err(|error| got(Err(error)))
+    }
+
+    fn narrow(&self, node: Node, to: &Place, mtu: u32) -> Result<Option<Box<dyn Narrow>>, String> {
+        let narrow = self.lab.narrow(node, to, mtu).map_err(|e| e.to_string())?;
+        Ok(Some(Box::new(narrow)))
     }
 
     fn wait(&self, time: Duration) {
@@ -100,13 +108,23 @@ impl Live for Connection {
     fn ask(&mut self, timeout: Duration) -> Got {
         got(Connection::ask(self, timeout))
     }
+
+    fn ask_at_length(&mut self, length: usize, timeout: Duration) -> Got {
+        got(Connection::ask_at_length(self, length, timeout))
+    }
 }
 
 impl Live for UdpFlow {
     fn ask(&mut self, timeout: Duration) -> Got {
         got(UdpFlow::ask(self, timeout))
     }
+
+    fn ask_at_length(&mut self, length: usize, timeout: Duration) -> Got {
+        got(UdpFlow::ask_at_length(self, length, timeout))
+    }
 }
+
+impl Narrow for NarrowPath {}
 
 fn got(result: Result<Answer, RequestError>) -> Got {
     match result {

@@ -9,7 +9,7 @@ use kubenet_core::{
 
 use super::{
     Report, run,
-    world::{Got, Live, Simulation, World},
+    world::{Got, Live, Narrow, Simulation, World},
 };
 use crate::{
     memory::MemoryDatapath,
@@ -35,6 +35,10 @@ impl Live for LyingFlow {
     fn ask(&mut self, timeout: Duration) -> Got {
         self.asked += 1;
         (self.lie)(self.flow.ask(timeout), &self.from, self.asked > 1)
+    }
+
+    fn ask_at_length(&mut self, _: usize, timeout: Duration) -> Got {
+        self.ask(timeout)
     }
 }
 
@@ -65,13 +69,17 @@ impl<W: World> World for Liar<W> {
 
     fn open(
         &self,
-        from: &Place,
+        from: (&Place, u16),
         to: SocketAddr,
         protocol: Protocol,
         timeout: Duration,
     ) -> Result<Box<dyn Live>, Got> {
         let flow = self.world.open(from, to, protocol, timeout)?;
-        Ok(Box::new(LyingFlow { flow, from: from.clone(), lie: self.lie, asked: 0 }))
+        Ok(Box::new(LyingFlow { flow, from: from.0.clone(), lie: self.lie, asked: 0 }))
+    }
+
+    fn narrow(&self, node: Node, to: &Place, mtu: u32) -> Result<Option<Box<dyn Narrow>>, String> {
+        self.world.narrow(node, to, mtu)
     }
 
     fn wait(&self, time: Duration) {

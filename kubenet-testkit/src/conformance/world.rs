@@ -59,7 +59,12 @@ impl fmt::Display for Got {
 /// A connection or a UDP socket that lives on.
 pub(super) trait Live: Send {
     fn ask(&mut self, timeout: Duration) -> Got;
+    /// A question and an answer of this many bytes each.
+    fn ask_at_length(&mut self, length: usize, timeout: Duration) -> Got;
 }
+
+/// A path that takes less than it seems to, as long as this lives.
+pub(super) trait Narrow {}
 
 pub(super) trait World: Sync {
     fn simulated(&self) -> bool;
@@ -71,13 +76,17 @@ pub(super) trait World: Sync {
     fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String>;
     /// One question on a new connection, or in one datagram from a new socket.
     fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, timeout: Duration) -> Got;
+    /// From a port of the client's own; 0 is any.
     fn open(
         &self,
-        from: &Place,
+        from: (&Place, u16),
         to: SocketAddr,
         protocol: Protocol,
         timeout: Duration,
     ) -> Result<Box<dyn Live>, Got>;
+    /// Lets the way from a node to a place take no more than `mtu` bytes at once. `None` where packets have no
+    /// size.
+    fn narrow(&self, node: Node, to: &Place, mtu: u32) -> Result<Option<Box<dyn Narrow>>, String>;
     /// Lets time pass.
     fn wait(&self, time: Duration);
     /// What a closed datapath left in the kernel.
@@ -127,9 +136,9 @@ impl<F: Fn() -> MemoryDatapath + Sync> Simulation<F> {
         }
     }
 
-    fn flow(&self, from: &Place, to: SocketAddr, protocol: Protocol) -> Result<Flow, Got> {
+    fn flow(&self, (from, port): (&Place, u16), to: SocketAddr, protocol: Protocol) -> Result<Flow, Got> {
         let source = self.address(from, IpFamily::of(to.ip())).map_err(Got::Error)?;
-        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        let port = if port == 0 { self.next_port.fetch_add(1, Ordering::Relaxed) } else { port };
         Ok(Flow::new(SocketAddr::new(source, port), to, protocol))
     }
 }
@@ -160,7 +169,7 @@ impl<F: Fn() -> MemoryDatapath + Sync> World for Simulation<F> {
     }
 
     fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, _: Duration) -> Got {
-        match self.flow(from, to, protocol) {
+        match self.flow((from, 0), to, protocol) {
             Ok(flow) => {
                 let datapath = Arc::clone(&self.running.lock());
                 let got = self.answer(datapath.connect(&flow), to, flow.source);
@@ -173,7 +182,7 @@ impl<F: Fn() -> MemoryDatapath + Sync> World for Simulation<F> {
 
     fn open(
         &self,
-        from: &Place,
+        from: (&Place, u16),
         to: SocketAddr,
         protocol: Protocol,
         _: Duration,
@@ -188,6 +197,10 @@ impl<F: Fn() -> MemoryDatapath + Sync> World for Simulation<F> {
         }
         let names = self.addresses.iter().map(|(a, p)| (*a, p.name().to_owned())).collect();
         Ok(Box::new(SimulatedFlow { datapath, flow, names }))
+    }
+
+    fn narrow(&self, _: Node, _: &Place, _: u32) -> Result<Option<Box<dyn Narrow>>, String> {
+        Ok(None)
     }
 
     fn wait(&self, time: Duration) {
@@ -216,6 +229,10 @@ impl Live for SimulatedFlow {
             Delivery::Pass if self.flow.protocol != Protocol::Udp => Got::Cut,
             Delivery::Pass | Delivery::Drop => Got::Silence,
         }
+    }
+
+    fn ask_at_length(&mut self, _: usize, timeout: Duration) -> Got {
+        self.ask(timeout)
     }
 }
 

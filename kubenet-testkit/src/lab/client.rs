@@ -3,13 +3,16 @@
 use std::{
     fmt,
     io::{self, Read, Write},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
 use socket2::Type;
 
-use super::{Lab, Place, RequestError, server::Body};
+use super::{
+    Lab, Place, RequestError,
+    server::{Body, MAX_DATAGRAM},
+};
 
 /// What a server of the lab answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +56,29 @@ impl Lab {
         to: SocketAddr,
         timeout: Duration,
     ) -> Result<Connection, RequestError> {
+        self.connect_from_port(from, 0, to, timeout)
+    }
+
+    /// Opens a TCP connection from a port of the client's own; 0 is any.
+    ///
+    /// # Errors
+    /// Those of [`Lab::connect`]; the port is taken.
+    pub fn connect_from_port(
+        &self,
+        from: impl Into<Place>,
+        port: u16,
+        to: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Connection, RequestError> {
         let socket = self.netns(&from.into())?.socket_for(to, Type::STREAM).map_err(RequestError::Io)?;
+        if port != 0 {
+            let any: IpAddr = match to {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            socket.set_reuse_address(true).map_err(RequestError::Io)?;
+            socket.bind(&SocketAddr::new(any, port).into()).map_err(RequestError::Io)?;
+        }
         let begin = Instant::now();
         socket.connect_timeout(&to.into(), timeout).map_err(|e| RequestError::from_io(e, timeout))?;
         let connect = begin.elapsed();
@@ -112,9 +137,18 @@ impl Connection {
     /// # Errors
     /// The connection was cut, or nothing came in time. It is of no use then.
     pub fn ask(&mut self, timeout: Duration) -> Result<Answer, RequestError> {
+        self.ask_at_length(0, timeout)
+    }
+
+    /// The same with a question of at least this many bytes, at most 15,000. The answer is as long.
+    ///
+    /// # Errors
+    /// Those of [`Connection::ask`].
+    pub fn ask_at_length(&mut self, length: usize, timeout: Duration) -> Result<Answer, RequestError> {
         let begin = Instant::now();
         let sort = |error| RequestError::from_io(error, timeout);
-        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", self.to);
+        let filler = "x".repeat(length);
+        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nX-Filler: {filler}\r\n\r\n", self.to);
         self.stream.write_all(request.as_bytes()).map_err(sort)?;
         let mut input = Vec::with_capacity(512);
         let mut chunk = [0; 1024];
@@ -185,15 +219,23 @@ impl UdpFlow {
     /// # Errors
     /// Refused, or nothing came in time. The next datagram may be answered all the same.
     pub fn ask(&self, timeout: Duration) -> Result<Answer, RequestError> {
+        self.ask_at_length(1, timeout)
+    }
+
+    /// The same with a datagram of this many bytes, at most 9,000. The answer is as long.
+    ///
+    /// # Errors
+    /// Those of [`UdpFlow::ask`]; the datagram is larger than the path takes and may not be divided.
+    pub fn ask_at_length(&self, length: usize, timeout: Duration) -> Result<Answer, RequestError> {
         let begin = Instant::now();
         let sort = |error| RequestError::from_io(error, timeout);
         self.socket.set_read_timeout(Some(timeout.max(Duration::from_millis(1)))).map_err(sort)?;
-        match self.socket.send(b"?") {
+        match self.socket.send(&vec![b'?'; length]) {
             // A rule of the client's own host took it: lost like any other, unless an ICMP error follows.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
             sent => drop(sent.map_err(sort)?),
         }
-        let mut buffer = [0; 512];
+        let mut buffer = [0; MAX_DATAGRAM];
         let length = loop {
             match self.socket.recv(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -201,7 +243,8 @@ impl UdpFlow {
             }
         };
         let text = String::from_utf8_lossy(&buffer[..length]);
-        let parsed = text.split_once(' ').and_then(|(name, peer)| Some((name, peer.parse().ok()?)));
+        let parsed =
+            text.trim_end().split_once(' ').and_then(|(name, peer)| Some((name, peer.parse().ok()?)));
         let (name, peer) = parsed.ok_or_else(|| RequestError::Protocol(text.to_string()))?;
         Ok(Answer { backend: name.into(), peer, connect: Duration::ZERO, total: begin.elapsed() })
     }

@@ -40,6 +40,7 @@ mod client;
 mod error;
 mod ip;
 mod netns;
+mod path;
 mod server;
 mod topology;
 
@@ -54,6 +55,7 @@ pub use self::{
     client::{Answer, Connection, UdpFlow},
     error::{LabError, RequestError},
     netns::Netns,
+    path::NarrowPath,
     server::Server,
     topology::{LabNode, Outside, Pod},
 };

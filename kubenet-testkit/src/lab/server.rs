@@ -32,13 +32,15 @@ pub(super) struct Body {
 }
 
 const MAX_REQUEST: usize = 16 * 1024;
+/// In bytes.
+pub(super) const MAX_DATAGRAM: usize = 9000;
 /// Token of the event that ends the thread.
 const STOP: u64 = 0;
 
 /// An HTTP server over TCP and an echo server over UDP on one port, both families. Stops when dropped.
 ///
 /// HTTP answers any request with `{"name": …, "peer": …}`, and keeps the connection open unless asked
-/// otherwise. UDP answers any datagram with `name peer`.
+/// otherwise. UDP answers any datagram with `name peer`. Spaces make an answer as long as its question.
 pub struct Server {
     reactor: Arc<Shared>,
     id: u64,
@@ -281,11 +283,12 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 fn answer_datagrams(socket: &UdpSocket, name: &str) {
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; MAX_DATAGRAM];
     loop {
         match socket.recv_from(&mut buffer) {
-            Ok((_, peer)) => {
-                let _ = socket.send_to(format!("{name} {}", canonical(peer)).as_bytes(), peer);
+            Ok((length, peer)) => {
+                let answer = format!("{:length$}", format!("{name} {}", canonical(peer)));
+                let _ = socket.send_to(answer.as_bytes(), peer);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
             // ICMP errors about earlier answers arrive here; each is read once.
@@ -327,6 +330,7 @@ fn exchange(
     while let Some((used, keep_alive)) = complete_request(input)? {
         input.drain(..used);
         let body = serde_json::to_string(&Body { name: name.to_string(), peer })?;
+        let body = format!("{body:used$}");
         let connection = if keep_alive { "keep-alive" } else { "close" };
         write!(
             output,

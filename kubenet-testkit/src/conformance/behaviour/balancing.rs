@@ -1,4 +1,4 @@
-//! Which backend is picked: session affinity ([A1], [A2], [A3]), Maglev, weights.
+//! Which backend is picked: hints ([E3]), session affinity ([A1], [A2], [A3]), Maglev, weights.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,6 +18,7 @@ use crate::conformance::{
 const AFFINITY: &[Feature] = &[Feature::Affinity];
 
 pub(super) const CASES: &[Case] = &[
+    Case::new("hints_keep_cluster_traffic_in_the_zone", TCP, hints),
     Case::new("affinity_keeps_a_client_on_its_backend", TCP, affinity_keeps).with(AFFINITY),
     Case::new("affinity_keeps_udp_clients_on_their_backend", UDP, affinity_keeps_udp).with(AFFINITY),
     Case::new("affinity_is_shared_by_the_frontends_of_a_port", TCP, affinity_shared).with(AFFINITY),
@@ -39,6 +40,35 @@ fn always_the_same(bench: &Bench<'_>, way: Way<'_>) -> Step<String> {
         bench.served(way, &[&first])?;
     }
     Ok(first)
+}
+
+/// Any policy but Local follows the hints, and only if each endpoint has one and one is for this zone.
+fn hints(bench: &mut Bench<'_>) -> Step {
+    let svc = bench.service();
+    bench.set_node(|node| node.zone("here"));
+    let hinted = |zones: &[&'static str]| svc.on(ALL).for_zones(zones);
+    let in_zone = [("client-a", ClusterIp), ("node-a", ClusterIp), ("outside", NodePort)];
+    bench.program(&[hinted(&["there", "here", "there", "here"])])?;
+    for (from, kind) in in_zone {
+        for _ in 0..10 {
+            bench.served((from, &svc, kind, Tcp), &["a2", "b2"])?;
+        }
+    }
+    bench.update(&[hinted(&["there", "here", "there", "here"]).internal_local()])?;
+    let mut local = BTreeMap::new();
+    for _ in 0..32 {
+        *local.entry(bench.served(("client-a", &svc, ClusterIp, Tcp), &["a1", "a2"])?).or_insert(0) += 1;
+    }
+    check(local.len() == 2, || format!("a local set has no hints, got {local:?}"))?;
+    for ignored in [&["there", "here", "here"][..], &["there"; 4]] {
+        bench.update(&[hinted(ignored)])?;
+        let mut heard = BTreeMap::new();
+        for _ in 0..64 {
+            *heard.entry(bench.served(("client-a", &svc, ClusterIp, Tcp), ALL)?).or_insert(0) += 1;
+        }
+        check(heard.len() == ALL.len(), || format!("the hints {ignored:?} should not count, got {heard:?}"))?;
+    }
+    Ok(())
 }
 
 fn affinity_keeps(bench: &mut Bench<'_>) -> Step {

@@ -14,13 +14,19 @@ use kubenet_core::{
 use super::{Case, TCP};
 use crate::conformance::{
     bench::{Bench, Step, Stop, answered, check},
-    fixture::{HERE, place},
+    fixture::{HERE, Svc, place},
     world::Got,
 };
 
 pub(super) const CASES: &[Case] = &[
     Case::new("unknown_port_of_a_cluster_ip_is_rejected", TCP, unknown_port)
         .with(&[Feature::RejectUnknownPorts]),
+    Case::new(
+        "unknown_port_is_rejected_though_an_external_ip_took_the_known_one",
+        TCP,
+        unknown_port_beside_rival,
+    )
+    .with(&[Feature::RejectUnknownPorts]),
     Case::new("loopback_node_port_answers_when_asked_for", TCP, loopback).with(&[Feature::LoopbackNodePorts]),
     Case::new("loopback_node_port_is_silent_unless_asked_for", TCP, no_loopback),
     Case::new("masquerade_all_hides_pods_from_the_backend", TCP, masquerade_all),
@@ -30,6 +36,26 @@ pub(super) const CASES: &[Case] = &[
 fn unknown_port(bench: &mut Bench<'_>) -> Step {
     let svc = bench.service().on(&["a1"]);
     bench.program(std::slice::from_ref(&svc))?;
+    unknown_port_is_refused(bench, &svc)
+}
+
+/// [F5]: the older Service has the port, and the address is a cluster IP all the same.
+fn unknown_port_beside_rival(bench: &mut Bench<'_>) -> Step {
+    let svc = bench.service().on(&["a1"]);
+    let rival = bench.service().on(&["a2"]).rival_of(&svc);
+    bench.program(std::slice::from_ref(&svc))?;
+    bench.update(&[svc.clone(), rival.clone()])?;
+    bench.served(("client-a", &svc, ClusterIp, Tcp), &["a2"])?;
+    unknown_port_is_refused(bench, &svc)?;
+    bench.update(std::slice::from_ref(&rival))?;
+    bench.served(("client-a", &svc, ClusterIp, Tcp), &["a2"])?;
+    let mut to = svc.dial(ClusterIp, bench.family);
+    to.set_port(81);
+    let got = bench.ask_at("client-a", to, Tcp);
+    check(got != Got::Refused, || format!("{to} is an external IP only now, got {got}"))
+}
+
+fn unknown_port_is_refused(bench: &mut Bench<'_>, svc: &Svc) -> Step {
     for from in ["client-a", "node-a", "outside"] {
         for protocol in [Tcp, Udp] {
             let mut to = svc.dial(ClusterIp, bench.family);

@@ -2,6 +2,7 @@
 
 mod balancing;
 mod connections;
+mod errors;
 mod frontends;
 mod lifecycle;
 mod updates;
@@ -52,7 +53,14 @@ pub(super) fn run(world: &dyn World, slot: &mut Option<Arc<dyn Datapath>>) -> Ve
     // The matrix has the numbers below.
     let mut number = 1000;
     // Cases that close the datapath come last.
-    let cases = [connections::CASES, balancing::CASES, frontends::CASES, updates::CASES, lifecycle::CASES];
+    let cases = [
+        connections::CASES,
+        errors::CASES,
+        balancing::CASES,
+        frontends::CASES,
+        updates::CASES,
+        lifecycle::CASES,
+    ];
     let cases = cases.into_iter().flatten();
     for case in cases {
         for family in IpFamily::ALL {
