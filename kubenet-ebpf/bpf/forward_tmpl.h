@@ -39,12 +39,24 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 		.ifindex = skb->ifindex,
 	};
 	struct bpf_redir_neigh hop = {};
+	long route;
 
 	/* All fragments of a datagram go one way. */
 	if (rare && (pkt->fragment || pkt->later))
 		fib.sport = fib.dport = 0;
 	F(fib_fill)(&fib, pkt, to);
-	switch (bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags)) {
+	route = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	/*
+	 * The stack cuts what is not this node's own. What is can leave whole
+	 * if the device takes it: the next router may cut it.
+	 */
+	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED && pkt->may_fragment &&
+	    bpf_map_lookup_elem(&F(node_addrs), &to->saddr)) {
+		fib.tot_len = 0;
+		fib.ifindex = skb->ifindex;
+		route = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	}
+	switch (route) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 		if (pkt->ttl <= 1)

@@ -156,18 +156,14 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
         "the least recently seen are forgotten when there are more than MapSizes::affinities",
     );
     add(
-        "fragments",
-        "a fragmented packet to a Service is dropped and counted: only its first fragment has ports",
+        "fragments that overtake the first of their datagram",
+        "they have no ports: to an address that is a Service's alone they are dropped and counted, others are left \
+         to the stack",
     );
     add(
         "masqueraded packets that may be fragmented",
-        "one that is larger than the route to its backend is dropped and counted, without an ICMP error: this \
-         node does not fragment in its own name",
-    );
-    add(
-        "ICMP errors",
-        "errors that routers send about translated flows are not translated back; a packet that is too big for \
-         the way to its backend is answered by this node itself",
+        "one that is larger than the device towards its backend takes is dropped and counted, without an ICMP \
+         error: this node does not fragment in its own name",
     );
     if builder.cgroup.is_none() {
         add(
