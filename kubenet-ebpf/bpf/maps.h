@@ -126,6 +126,15 @@ struct {
 	__type(value, __u32);
 } pod_cidrs6 SEC(".maps");
 
+/* The parts of 127.0.0.0/8 on which node ports answer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 64);
+	__type(key, struct lpm4);
+	__type(value, __u32);
+} loopback_nets SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -31,6 +31,24 @@ static __always_inline bool sock_takes_new(struct bpf_sock_addr *ctx)
 	return cfg && !(cfg->flags & CONFIG_DRAINING) && sock_is_ours(ctx, cfg);
 }
 
+/*
+ * Node ports on loopback addresses are for this node's own sockets alone: the
+ * backend is dialled in their place, and no packet with such an address is ever
+ * seen on a device.
+ */
+static __always_inline bool sock_is_loopback4(const __be32 *addr)
+{
+	struct lpm4 key = { .prefix_len = 32, .addr = *addr };
+
+	return (bpf_ntohl(*addr) >> 24) == 127 &&
+	       bpf_map_lookup_elem(&loopback_nets, &key);
+}
+
+static __always_inline bool sock_is_loopback6(const __be32 addr[4])
+{
+	return false;
+}
+
 /* The system call fails with this, or with EPERM where the kernel is old. */
 static __always_inline int sock_refuse(int err)
 {

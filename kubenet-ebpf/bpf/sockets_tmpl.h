@@ -59,6 +59,10 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	struct choice choice = {};
 
 	service = F(lookup_service)(&lookup);
+	if (!service && F(sock_is_loopback)((const __be32 *)&key->addr)) {
+		__builtin_memset(&lookup.addr, 0, sizeof(lookup.addr));
+		service = bpf_map_lookup_elem(&F(services), &lookup);
+	}
 	if (!service) {
 		/* A cluster IP, and no port of it that is served. */
 		if (bpf_map_lookup_elem(&F(cluster_ips), &key->addr)) {

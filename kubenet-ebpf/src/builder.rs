@@ -29,7 +29,7 @@ pub struct MapSizes {
     pub affinities: u32,
     /// Sockets of this node, of each address family, that talk to a Service.
     pub sockets: u32,
-    /// Addresses of this node, of each family.
+    /// Addresses of this node, of each family, and ranges of loopback addresses with node ports.
     pub node_addresses: u32,
     /// Ranges of pod addresses, of each family.
     pub pod_cidrs: u32,

@@ -124,6 +124,9 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
         Feature::RejectUnknownPorts,
     ]
     .into();
+    if builder.cgroup.is_some() {
+        capabilities.features.insert(Feature::LoopbackNodePorts);
+    }
     capabilities.local_backends_see_client = true;
     capabilities.node_udp_follows = false;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
@@ -175,6 +178,13 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
             "connected UDP sockets of this node",
             "their address is translated once, when they connect: they stay with that backend, also when it is \
              gone, and connecting fails while there is none; sockets that are not connected choose again",
+        );
+    }
+    if builder.cgroup.is_some() {
+        add(
+            "node ports on loopback addresses",
+            "for sockets that have no address of their own yet: from one that is bound to a loopback address there \
+             is no way to a backend",
         );
     }
     if builder.external_interfaces.is_empty() {

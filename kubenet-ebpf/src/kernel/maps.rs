@@ -32,6 +32,7 @@ pub(crate) struct Maps {
     pub(crate) v6: FamilyMaps<Addr6>,
     pub(crate) slots: Mapped<u32>,
     pub(crate) config: Mapped<Config>,
+    pub(crate) loopback: LpmTrie<MapData, Addr4, u32>,
     names: HashMap<MapData, u32, ServiceName>,
     metrics: PerCpuArray<MapData, u64>,
     /// What is going on, for errors.
@@ -168,6 +169,7 @@ impl Maps {
             v4: FamilyMaps::take(ebpf, '4')?,
             v6: FamilyMaps::take(ebpf, '6')?,
             slots: take(ebpf, "slots", mapped)?,
+            loopback: take(ebpf, "loopback_nets", LpmTrie::try_from)?,
             config: take(ebpf, "config", mapped)?,
             names: take(ebpf, "service_names", HashMap::try_from)?,
             metrics: take(ebpf, "metrics", PerCpuArray::try_from)?,

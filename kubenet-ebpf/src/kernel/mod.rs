@@ -416,6 +416,7 @@ fn load(sizes: &MapSizes, connect_refused: bool) -> Result<Ebpf, DatapathError> 
         ("node_addrs6", sizes.node_addresses),
         ("pod_cidrs4", sizes.pod_cidrs),
         ("pod_cidrs6", sizes.pod_cidrs),
+        ("loopback_nets", sizes.node_addresses),
         ("source_ranges4", sizes.source_ranges),
         ("source_ranges6", sizes.source_ranges),
     ] {

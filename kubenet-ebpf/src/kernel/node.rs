@@ -6,8 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use aya::maps::{MapError, lpm_trie::Key};
-use ipnet::IpNet;
+use aya::maps::{
+    MapData, MapError,
+    lpm_trie::{Key, LpmTrie},
+};
+use ipnet::{IpNet, Ipv4Net};
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
     model::{IpFamily, LocalDetector},
@@ -35,8 +38,7 @@ const PLACE_MASK: u32 = 0xfff;
 #[derive(Debug)]
 struct Wanted<A> {
     addresses: HashMap<A, u32>,
-    /// Length and address of the prefix.
-    cidrs: HashMap<(u32, A), u32>,
+    cidrs: Cidrs<A>,
 }
 
 impl<A: Address> Wanted<A> {
@@ -60,19 +62,11 @@ impl<A: Address> Wanted<A> {
     }
 
     fn check(&self, sizes: &MapSizes, family: char, operation: &'static str) -> Result<(), DatapathError> {
-        let full = |map: &str, wanted: usize, size: u32, setting: &str| {
-            let message = format!(
-                "map {map}{family} has room for {size} entries, and {wanted} are needed: raise MapSizes::{setting}"
-            );
-            Err(error(operation, ErrorKind::Capacity, message))
+        let check = |map: &str, wanted: usize, size: u32, setting: &str| {
+            has_room(&format!("{map}{family}"), wanted, size, setting, operation)
         };
-        if self.addresses.len() > sizes.node_addresses as usize {
-            return full("node_addrs", self.addresses.len(), sizes.node_addresses, "node_addresses");
-        }
-        if self.cidrs.len() > sizes.pod_cidrs as usize {
-            return full("pod_cidrs", self.cidrs.len(), sizes.pod_cidrs, "pod_cidrs");
-        }
-        Ok(())
+        check("node_addrs", self.addresses.len(), sizes.node_addresses, "node_addresses")?;
+        check("pod_cidrs", self.cidrs.len(), sizes.pod_cidrs, "pod_cidrs")
     }
 
     /// Writes what is missing or different. What is too much goes before when there is no room for both,
@@ -94,30 +88,55 @@ impl<A: Address> Wanted<A> {
             remove(maps).map_err(|e| ("node_addrs", e))?;
         }
 
-        let cidrs = read_cidrs(maps).map_err(|e| ("pod_cidrs", e))?;
-        let (wanted, room) = (&self.cidrs, sizes.pod_cidrs as usize);
-        let gone: Vec<(u32, A)> = cidrs.keys().filter(|c| !wanted.contains_key(c)).copied().collect();
-        let first = gone.len() + wanted.len() > room;
-        let remove = |maps: &mut FamilyMaps<A>| {
-            gone.iter().try_for_each(|(length, address)| maps.pod_cidrs.remove(&Key::new(*length, *address)))
-        };
-        if first {
-            remove(maps).map_err(|e| ("pod_cidrs", e))?;
-        }
-        for ((length, address), value) in wanted.iter().filter(|(c, v)| cidrs.get(c) != Some(v)) {
-            let key = Key::new(*length, *address);
-            maps.pod_cidrs.insert(&key, value, 0).map_err(|e| ("pod_cidrs", e))?;
-        }
-        if !first {
-            remove(maps).map_err(|e| ("pod_cidrs", e))?;
-        }
-        Ok(())
+        write_cidrs(&mut maps.pod_cidrs, &self.cidrs, sizes.pod_cidrs).map_err(|e| ("pod_cidrs", e))
     }
 }
 
-fn read_cidrs<A: Address>(maps: &FamilyMaps<A>) -> Result<HashMap<(u32, A), u32>, MapError> {
+fn has_room(
+    map: &str,
+    wanted: usize,
+    size: u32,
+    setting: &str,
+    operation: &'static str,
+) -> Result<(), DatapathError> {
+    if wanted <= size as usize {
+        return Ok(());
+    }
+    let message =
+        format!("map {map} has room for {size} entries, and {wanted} are needed: raise MapSizes::{setting}");
+    Err(error(operation, ErrorKind::Capacity, message))
+}
+
+/// Lengths and addresses of prefixes, and what the map says of each.
+type Cidrs<A> = HashMap<(u32, A), u32>;
+
+/// Writes what is missing or different, in the same order.
+fn write_cidrs<A: Address>(
+    map: &mut LpmTrie<MapData, A, u32>,
+    wanted: &Cidrs<A>,
+    room: u32,
+) -> Result<(), MapError> {
+    let cidrs = read_cidrs(map)?;
+    let gone: Vec<(u32, A)> = cidrs.keys().filter(|c| !wanted.contains_key(c)).copied().collect();
+    let first = gone.len() + wanted.len() > room as usize;
+    let remove = |map: &mut LpmTrie<MapData, A, u32>| {
+        gone.iter().try_for_each(|(length, address)| map.remove(&Key::new(*length, *address)))
+    };
+    if first {
+        remove(map)?;
+    }
+    for ((length, address), value) in wanted.iter().filter(|(c, v)| cidrs.get(c) != Some(v)) {
+        map.insert(&Key::new(*length, *address), value, 0)?;
+    }
+    if !first {
+        remove(map)?;
+    }
+    Ok(())
+}
+
+fn read_cidrs<A: Address>(map: &LpmTrie<MapData, A, u32>) -> Result<Cidrs<A>, MapError> {
     let entry = |(key, place): (Key<A>, u32)| ((key.prefix_len(), key.data()), place);
-    maps.pod_cidrs.iter().map(|item| item.map(entry)).collect()
+    map.iter().map(|item| item.map(entry)).collect()
 }
 
 fn v4(address: IpAddr) -> Option<Addr4> {
@@ -137,13 +156,21 @@ fn v6(address: IpAddr) -> Option<Addr6> {
 /// Makes the maps hold the facts. Fails before anything is written when there is no room.
 pub(crate) fn write(maps: &mut Maps, node: &NodeRouting, sizes: &MapSizes) -> Result<(), DatapathError> {
     let (wanted4, wanted6) = (Wanted::of(node, v4), Wanted::of(node, v6));
+    let loopback: Cidrs<Addr4> = node
+        .loopback_node_ports
+        .iter()
+        .map(|net| ((net.prefix_len().into(), net.addr().into()), 1))
+        .collect();
     wanted4.check(sizes, '4', maps.operation)?;
     wanted6.check(sizes, '6', maps.operation)?;
+    has_room("loopback_nets", loopback.len(), sizes.node_addresses, "node_addresses", maps.operation)?;
     let setting = |map: &str| if map == "node_addrs" { "node_addresses" } else { "pod_cidrs" };
     let result = wanted4.write(&mut maps.v4, sizes);
     result.map_err(|(map, e)| maps.failed(&format!("{map}4"), setting(map), e))?;
     let result = wanted6.write(&mut maps.v6, sizes);
     result.map_err(|(map, e)| maps.failed(&format!("{map}6"), setting(map), e))?;
+    write_cidrs(&mut maps.loopback, &loopback, sizes.node_addresses)
+        .map_err(|e| maps.failed("loopback_nets", "node_addresses", e))?;
 
     let mut config = maps.config();
     config.snat4 = node.primary_address(IpFamily::V4).and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
@@ -175,6 +202,14 @@ pub(crate) fn read(maps: &Maps) -> Result<Arc<NodeRouting>, DatapathError> {
     let mut node = NodeRouting::default();
     node.addresses = list(NODE_ADDR_LOCAL, PLACE_SHIFT);
     node.node_port_addresses = list(NODE_ADDR_NODE_PORT, NODE_PORT_PLACE_SHIFT);
+    let loopback =
+        read_cidrs(&maps.loopback).map_err(|e| maps.failed("loopback_nets", "node_addresses", e))?;
+    let net = |(length, address): &(u32, Addr4)| match IpAddr::from(*address) {
+        IpAddr::V4(address) => Ipv4Net::new(address, u8::try_from(*length).ok()?).ok(),
+        IpAddr::V6(_) => None,
+    };
+    node.loopback_node_ports = loopback.keys().filter_map(net).collect();
+    node.loopback_node_ports.sort_unstable();
     if !cidrs.is_empty() {
         node.local_detector = LocalDetector::Cidrs(cidrs.into_iter().map(|(_, cidr)| cidr).collect());
     }
@@ -190,7 +225,7 @@ fn collect<A: Address>(
         let (address, value) = entry.map_err(|e| ("node_addrs", e))?;
         addresses.push((address.into(), value));
     }
-    for ((length, address), place) in read_cidrs(maps).map_err(|e| ("pod_cidrs", e))? {
+    for ((length, address), place) in read_cidrs(&maps.pod_cidrs).map_err(|e| ("pod_cidrs", e))? {
         if let Some(cidr) = u8::try_from(length).ok().and_then(|l| IpNet::new(address.into(), l).ok()) {
             cidrs.push((place, cidr));
         }
