@@ -1,6 +1,6 @@
 //! Which Service port's clients stay with their backends under which id.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use kubenet_core::{
     model::Protocol,
@@ -17,6 +17,8 @@ type Port = (ServicePortName, Protocol);
 pub(crate) struct Affinities {
     by_port: HashMap<Port, Entry>,
     ids: Ids,
+    /// While ids of another process are adopted.
+    adopted: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -28,7 +30,38 @@ struct Entry {
 impl Affinities {
     /// As many as there can be frontends.
     pub(crate) fn new(most: u32) -> Self {
-        Self { by_port: HashMap::new(), ids: Ids::up_to(most) }
+        Self { by_port: HashMap::new(), ids: Ids::up_to(most), adopted: BTreeSet::new() }
+    }
+
+    /// Whether the id may stand for this route's clients: neither has another partner.
+    pub(crate) fn may_adopt(&self, route: &Route, id: u32) -> bool {
+        match self.by_port.get(&port(route)) {
+            Some(entry) => entry.id == id,
+            None => !self.adopted.contains(&id),
+        }
+    }
+
+    /// An id that another process handed out. One reference more.
+    pub(crate) fn adopt(&mut self, route: &Route, id: u32) {
+        self.adopted.insert(id);
+        self.by_port.entry(port(route)).or_insert(Entry { id, references: 0 }).references += 1;
+    }
+
+    pub(crate) fn has_adopted(&self, id: u32) -> bool {
+        self.adopted.contains(&id)
+    }
+
+    /// After all that is to be adopted; the reserved ones are not to be touched.
+    pub(crate) fn finish_adoption(&mut self, most: u32, reserved: &BTreeSet<u32>) {
+        let adopted = std::mem::take(&mut self.adopted);
+        let last = adopted.iter().chain(reserved).max().copied().unwrap_or(0).min(most);
+        let generations = vec![1; last as usize + 1];
+        self.ids = Ids::adopt(most, generations, |id| adopted.contains(&id) || reserved.contains(&id));
+    }
+
+    /// Gives back an id that was reserved at adoption.
+    pub(crate) fn give_back(&mut self, id: u32, now: Now) {
+        self.ids.give_back(id, now);
     }
 
     /// The id for a route: one reference more. 0 where its clients do not stay, `None` when all ids are in use.

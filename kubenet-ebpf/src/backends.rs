@@ -60,6 +60,44 @@ impl Backends {
         }
     }
 
+    /// Whether the id may stand for this: neither has another partner.
+    pub(crate) fn may_adopt(&self, id: u32, identity: &Identity) -> bool {
+        match (self.by_id.get(&id), self.by_identity.get(identity)) {
+            (None, None) => true,
+            (Some(entry), Some(known)) => *known == id && *entry.identity == *identity,
+            _ => false,
+        }
+    }
+
+    /// An id that another process handed out. One reference more.
+    pub(crate) fn adopt(&mut self, Handle { id, generation }: Handle, identity: Identity) {
+        if let Some(entry) = self.by_id.get_mut(&id) {
+            entry.references += 1;
+            return;
+        }
+        let identity = Arc::new(identity);
+        self.by_identity.insert(Arc::clone(&identity), id);
+        self.by_id.insert(id, Entry { identity, generation, references: 1 });
+    }
+
+    /// After all that is to be adopted: how often each id was handed out, and whether others than the adopted
+    /// ones are not to be touched.
+    pub(crate) fn finish_adoption(
+        &mut self,
+        size: u32,
+        generations: Vec<u32>,
+        is_reserved: impl Fn(u32) -> bool,
+    ) {
+        let by_id = &self.by_id;
+        self.ids =
+            Ids::adopt(size.saturating_sub(1), generations, |id| by_id.contains_key(&id) || is_reserved(id));
+    }
+
+    /// Gives back an id that nobody holds but that was reserved at adoption.
+    pub(crate) fn give_back(&mut self, id: u32, now: Now) {
+        self.ids.give_back(id, now);
+    }
+
     /// The id of a backend, and whether it is new. One reference more.
     pub(crate) fn acquire(&mut self, identity: Identity, now: Now) -> Option<(Handle, bool)> {
         if let Some(&id) = self.by_identity.get(&identity)

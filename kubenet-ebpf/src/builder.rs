@@ -4,6 +4,9 @@ use kubenet_core::datapath::{DatapathError, ErrorKind};
 
 use crate::{EbpfDatapath, error::error};
 
+/// Where a node's agent pins, if nothing speaks for another place; see [`EbpfBuilder::pin_dir`].
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/kubenet";
+
 /// Numbers of entries of the maps.
 ///
 /// Arrays take their memory at once (8 bytes a slot, 16 or 24 a backend), and so do the connection tables
@@ -125,6 +128,8 @@ pub struct EbpfBuilder {
     pub(crate) sizes: MapSizes,
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) attach_mode: AttachMode,
+    pub(crate) pin_dir: Option<PathBuf>,
+    pub(crate) pin_if_possible: bool,
 }
 
 impl Default for EbpfBuilder {
@@ -139,6 +144,8 @@ impl Default for EbpfBuilder {
             // kubenet-iptables masquerades with.
             snat_ports: 1024..=29_999,
             attach_mode: AttachMode::Auto,
+            pin_dir: None,
+            pin_if_possible: false,
         }
     }
 }
@@ -201,14 +208,41 @@ impl EbpfBuilder {
         self
     }
 
+    /// Pins maps and links in this directory of a BPF file system, such as [`DEFAULT_PIN_DIR`]: the kernel goes on
+    /// forwarding when this process ends, however it ends, and the next one goes on from there. Not set, everything
+    /// ends with the process.
+    ///
+    /// A node agent wants that. It is not on by itself, because the directory is one place of the machine: it
+    /// serves one datapath at a time, whose process locks it, and what is pinned there stays until
+    /// [`Close::Remove`](kubenet_core::datapath::Close::Remove) or [`remove_pins`](crate::remove_pins).
+    ///
+    /// The parent must be there, and the directory itself be empty, missing or of this use: it is made, and
+    /// removed with the last pin.
+    #[must_use]
+    pub fn pin_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.pin_dir = Some(path.into());
+        self
+    }
+
+    /// Goes on without pins where [`pin_dir`](EbpfBuilder::pin_dir) is on no BPF file system that can be written.
+    /// [`Capabilities::keep_on_close`](kubenet_core::datapath::Capabilities::keep_on_close) says which it is.
+    #[must_use]
+    pub fn pin_if_possible(mut self) -> Self {
+        self.pin_if_possible = true;
+        self
+    }
+
     /// Checks the settings and the kernel, then loads programs and maps. Blocks for some 10 ms.
     ///
     /// Packets meet the programs only after the first [`replace`](kubenet_core::datapath::Datapath::replace)
-    /// has filled the maps.
+    /// has filled the maps. Where another process left maps and programs in [`pin_dir`](EbpfBuilder::pin_dir),
+    /// packets meet those until then, and `replace` changes what differs.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] names the setting and the rule, [`ErrorKind::Unsupported`] and
-    /// [`ErrorKind::Permission`] what is missing on this machine. Nothing was changed then.
+    /// [`ErrorKind::Permission`] what is missing on this machine, or what is pinned that cannot be adopted.
+    /// [`ErrorKind::Unavailable`] when another datapath has the directory of pins, or it is on no BPF file system.
+    /// Nothing was changed then.
     pub fn build(self) -> Result<EbpfDatapath, DatapathError> {
         self.sizes.check()?;
         let invalid = |message: String| error("build", ErrorKind::InvalidInput, message);

@@ -1,4 +1,4 @@
-use std::{io, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -13,7 +13,7 @@ use kubenet_core::{
 
 use crate::{
     EbpfBuilder, Metrics,
-    engine::Engine,
+    engine::{self, Engine},
     error::{NAME, error},
 };
 
@@ -22,7 +22,10 @@ use crate::{
 ///
 /// Packets meet the programs after the first [`replace`](Datapath::replace). Dropping the datapath detaches
 /// them, which ends the translation of the flows that it serves; see [`Datapath::drain`] for how many those
-/// are.
+/// are. With [`EbpfBuilder::pin_dir`], dropping it, closing it with [`Close::Keep`] and the end of its process
+/// leave the kernel forwarding, and the next datapath with that directory goes on from there: it knows all
+/// routes, backends, connections and clients, and puts its programs in the place of the old ones so that each
+/// packet meets one or the other. Nothing is removed before its first `replace`.
 ///
 /// When a program does not hang any more where it should, because somebody detached it or made the interface
 /// anew, [`Datapath::read`] answers with no routes: an audit finds the difference, and the next
@@ -54,11 +57,12 @@ impl EbpfDatapath {
 
     pub(crate) fn start(builder: EbpfBuilder) -> Result<Self, DatapathError> {
         let events = EventHub::default();
-        let capabilities = capabilities(&builder);
+        let pins = engine::open_pins(&builder)?;
+        let capabilities = capabilities(&builder, pins.is_some());
         let for_engine = (capabilities.clone(), events.clone());
         let init = move || {
             let (capabilities, events) = for_engine;
-            Engine::start(builder, capabilities, events).map(Some).map_err(StartError)
+            Engine::start(builder, pins, capabilities, events).map(Some).map_err(StartError)
         };
         let worker = Worker::spawn("kubenet-ebpf", init).map_err(|StartError(e)| e)?;
         Ok(Self { worker, capabilities, events })
@@ -109,11 +113,23 @@ impl EbpfDatapath {
     }
 }
 
+/// Ends and removes everything that is pinned in a directory (see [`EbpfBuilder::pin_dir`]), in the layout of any
+/// version, and the directory. One that is not there is no error.
+///
+/// For a datapath that is not wanted any more, and for pins that a newer version cannot adopt. Filters
+/// ([`AttachMode::Clsact`](crate::AttachMode::Clsact)) are removed from the network namespace of this thread.
+///
+/// # Errors
+/// [`ErrorKind::Unavailable`] when a datapath is using the directory, or something cannot be removed: all else is.
+pub fn remove_pins(directory: impl AsRef<Path>) -> Result<(), DatapathError> {
+    engine::remove_pins(directory.as_ref())
+}
+
 fn closed(operation: &'static str) -> DatapathError {
     error(operation, ErrorKind::Unavailable, "the datapath is closed: build another one")
 }
 
-fn capabilities(builder: &EbpfBuilder) -> Capabilities {
+fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.frontends = FrontendKind::ALL.into();
     capabilities.features = [
@@ -129,6 +145,7 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
     }
     capabilities.local_backends_see_client = true;
     capabilities.node_udp_follows = false;
+    capabilities.keep_on_close = is_pinned;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
     add(
         "UDP flows at a swap",
@@ -187,6 +204,9 @@ fn capabilities(builder: &EbpfBuilder) -> Capabilities {
              is no way to a backend",
         );
     }
+    if !is_pinned {
+        add("restarts", "the programs end with this process, as nothing is pinned (EbpfBuilder::pin_dir)");
+    }
     if builder.external_interfaces.is_empty() {
         add(
             "node ports",
@@ -230,17 +250,25 @@ impl Datapath for EbpfDatapath {
         self.run("drain", Engine::drain).await
     }
 
-    /// [`Close::Keep`] is [`ErrorKind::Unsupported`], and the datapath goes on: maps and links are not pinned.
+    /// [`Close::Keep`] needs [`EbpfBuilder::pin_dir`]; without it is [`ErrorKind::Unsupported`], and the datapath
+    /// goes on.
     async fn close(&self, how: Close) -> Result<(), DatapathError> {
-        if how == Close::Keep {
-            let message = "the programs end with this process, as nothing is pinned: drain the datapath and use \
-                           Close::Remove";
-            return Err(error("close", ErrorKind::Unsupported, message));
-        }
         let events = self.events.clone();
         let job = move |engine: &mut Option<Engine>| {
+            if how == Close::Keep && engine.as_ref().is_some_and(|engine| !engine.is_pinned()) {
+                let message = "the programs end with this process, as nothing is pinned: set \
+                               EbpfBuilder::pin_dir, or drain the datapath and use Close::Remove";
+                return Err(error("close", ErrorKind::Unsupported, message));
+            }
             let engine = engine.take().ok_or_else(|| closed("close"))?;
-            let failures = engine.remove();
+            let failures = match how {
+                Close::Remove => engine.remove(),
+                // What is pinned goes on without it.
+                Close::Keep => {
+                    drop(engine);
+                    Vec::new()
+                }
+            };
             events.emit(&DatapathEvent::Closed);
             events.end();
             if failures.is_empty() {

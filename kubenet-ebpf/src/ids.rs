@@ -25,6 +25,17 @@ impl Ids {
         Self { last, generations: vec![0], free: Vec::new(), resting: Resting::default(), in_use: 0 }
     }
 
+    /// As another process left them: how often each id was handed out, and whether somebody has it.
+    pub(crate) fn adopt(last: u32, mut generations: Vec<u32>, is_used: impl Fn(u32) -> bool) -> Self {
+        generations.truncate(last as usize + 1);
+        if generations.is_empty() {
+            generations.push(0);
+        }
+        let (used, free): (Vec<u32>, Vec<u32>) =
+            (1..generations.len() as u32).rev().partition(|id| is_used(*id));
+        Self { last, generations, free, resting: Resting::default(), in_use: used.len() as u32 }
+    }
+
     /// An id that nobody has, or `None` when all are in use or resting.
     pub(crate) fn take(&mut self, now: Now) -> Option<Handle> {
         while let Some(id) = self.resting.wake(now) {

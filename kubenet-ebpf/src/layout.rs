@@ -7,6 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::Pod;
 
+/// `KUBENET_LAYOUT`: maps of another version are not adopted.
+pub(crate) const VERSION: u32 = 3;
+
 pub(crate) const SVC_MASQ_PODS: u32 = 0x01;
 pub(crate) const SVC_MASQ_NODE: u32 = 0x02;
 pub(crate) const SVC_MASQ_OUTSIDE: u32 = 0x04;
@@ -322,6 +325,12 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_is_that_of_the_programs() {
+        let line = format!("#define KUBENET_LAYOUT {VERSION}");
+        assert!(include_str!("../bpf/types.h").lines().any(|l| l == line), "no line {line:?} in types.h");
+    }
 
     #[test]
     fn an_address_is_written_where_nobody_reads() {

@@ -31,6 +31,8 @@
 //! No clang is needed: the programs are built beforehand and embedded. Elsewhere than on Linux the crate
 //! compiles, and [`EbpfBuilder::build`] says [`Unsupported`](kubenet_core::datapath::ErrorKind::Unsupported).
 
+#![deny(unsafe_op_in_unsafe_fn)]
+
 mod builder;
 mod datapath;
 mod error;
@@ -42,6 +44,8 @@ mod affinities;
 #[cfg(target_os = "linux")]
 mod backends;
 #[cfg(target_os = "linux")]
+mod decode;
+#[cfg(target_os = "linux")]
 mod ids;
 #[cfg(target_os = "linux")]
 mod kernel;
@@ -50,6 +54,8 @@ mod layout;
 #[cfg(target_os = "linux")]
 mod names;
 #[cfg(target_os = "linux")]
+mod pin;
+#[cfg(target_os = "linux")]
 mod program;
 #[cfg(target_os = "linux")]
 mod refused;
@@ -57,6 +63,8 @@ mod refused;
 mod rest;
 #[cfg(target_os = "linux")]
 mod sets;
+#[cfg(target_os = "linux")]
+mod settle;
 #[cfg(target_os = "linux")]
 mod slots;
 #[cfg(target_os = "linux")]
@@ -69,7 +77,7 @@ use kernel as engine;
 #[cfg(not(target_os = "linux"))]
 use unsupported as engine;
 
-pub use builder::{AttachMode, EbpfBuilder, MapSizes};
-pub use datapath::EbpfDatapath;
+pub use builder::{AttachMode, DEFAULT_PIN_DIR, EbpfBuilder, MapSizes};
+pub use datapath::{EbpfDatapath, remove_pins};
 pub use metrics::{Metric, Metrics};
 pub use probe::{Probe, probe};

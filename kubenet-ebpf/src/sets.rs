@@ -180,6 +180,64 @@ impl Sets {
         Ok(())
     }
 
+    /// The room that a set of another process has, or `None` where somebody has a part of it.
+    pub(crate) fn adopt(
+        &mut self,
+        (family, algorithm, mut members): (IpFamily, Algorithm, Vec<Member>),
+        range: Range,
+        is_listed: bool,
+    ) -> Option<Set> {
+        members.sort_unstable();
+        let ids = members.iter().map(|member| member.id).collect();
+        if range.count == 0 {
+            return Some(Set { ids, ..Set::default() });
+        }
+        let key = Key { family, algorithm, members };
+        if is_listed && let Some(shared) = self.shared.get_mut(&key) {
+            let listed = Some(Arc::clone(&shared.listed));
+            return (shared.range == range).then(|| {
+                shared.references += 1;
+                Set { range, ids, listed }
+            });
+        }
+        let parts = self.slots.take_free_parts(range);
+        if parts != [range] {
+            parts.into_iter().for_each(|part| self.slots.untake(part));
+            return None;
+        }
+        if !is_listed {
+            return Some(Set { range, ids, listed: None });
+        }
+        let listed = Arc::new(Listed::new(key.clone()));
+        let set = Set { range, ids, listed: Some(Arc::clone(&listed)) };
+        self.shared.insert(key, Shared { listed, range, references: 1 });
+        Some(set)
+    }
+
+    /// Undoes [`Sets::adopt`].
+    pub(crate) fn unadopt(&mut self, set: &Set) {
+        if let Some(listed) = &set.listed {
+            if let Some(shared) = self.shared.get_mut(&listed.key) {
+                shared.references -= 1;
+                if shared.references > 0 {
+                    return;
+                }
+            }
+            self.shared.remove(&listed.key);
+        }
+        self.slots.untake(set.range);
+    }
+
+    /// Takes those parts of a range that nobody has.
+    pub(crate) fn reserve(&mut self, range: Range) -> Vec<Range> {
+        self.slots.take_free_parts(range)
+    }
+
+    /// Gives back what was reserved.
+    pub(crate) fn give_back_range(&mut self, range: Range, now: Now) {
+        self.slots.give_back(range, now);
+    }
+
     /// Gives the room of a set back.
     pub(crate) fn give_back(&mut self, set: &Set, now: Now) {
         if let Some(listed) = &set.listed {

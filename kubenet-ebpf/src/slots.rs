@@ -71,6 +71,33 @@ impl Slots {
         Ok(Range { base, count })
     }
 
+    /// Takes those parts of a range that nobody has.
+    pub(crate) fn take_free_parts(&mut self, range: Range) -> Vec<Range> {
+        let (begin, end) = (u64::from(range.base), u64::from(range.base) + u64::from(range.count));
+        let before = self.free.range(..range.base).next_back();
+        let pieces = before.into_iter().chain(self.free.range(range.base..));
+        let pieces = pieces.map(|(&base, &count)| Range { base, count });
+        let touched: Vec<Range> = pieces
+            .take_while(|piece| u64::from(piece.base) < end)
+            .filter(|piece| u64::from(piece.end()) > begin)
+            .collect();
+        let mut taken = Vec::with_capacity(touched.len());
+        for piece in touched {
+            // Both ends lie in the piece, so that they fit.
+            let (first, last) = (piece.base.max(range.base), u64::from(piece.end()).min(end) as u32);
+            self.remove(piece);
+            self.insert(Range { base: piece.base, count: first - piece.base });
+            self.insert(Range { base: last, count: piece.end() - last });
+            taken.push(Range { base: first, count: last - first });
+        }
+        taken
+    }
+
+    /// Undoes that it was taken: no program has seen it.
+    pub(crate) fn untake(&mut self, range: Range) {
+        self.insert(range);
+    }
+
     /// Gives a range back. It rests before it is handed out again.
     pub(crate) fn give_back(&mut self, range: Range, now: Now) {
         if range.count > 0 {
@@ -140,6 +167,19 @@ mod tests {
         slots.give_back(ranges[0], Duration::ZERO);
         slots.give_back(ranges[2], Duration::ZERO);
         assert_eq!(slots.take(3, REST).unwrap().base, ranges[2].base);
+    }
+
+    #[test]
+    fn parts_of_a_range_that_are_free_are_taken_and_no_others() {
+        let range = |base, count| Range { base, count };
+        let mut slots = Slots::new(20);
+        assert_eq!(slots.take_free_parts(range(5, 5)), [range(5, 5)]);
+        assert_eq!(slots.take_free_parts(range(5, 5)), []);
+        assert_eq!(slots.take_free_parts(range(3, 10)), [range(3, 2), range(10, 3)]);
+        assert_eq!(slots.take_free_parts(range(19, u32::MAX)), [range(19, 1)]);
+        assert_eq!(slots.free, BTreeMap::from([(0, 3), (13, 6)]));
+        assert_eq!(slots.take_free_parts(range(0, 20)), [range(0, 3), range(13, 6)]);
+        assert_eq!(slots.by_count, BTreeSet::new());
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! What is programmed, and what has to be written to get somewhere else. Pure: no system call is made here.
 
+mod adopt;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
@@ -25,6 +27,8 @@ use crate::{
     rest::Now,
     sets::{Member, Set, Sets, is_listed},
 };
+
+pub(crate) use self::adopt::{Leftovers, unused_sources};
 
 /// One value for each address family.
 #[derive(Clone, Debug, Default)]

@@ -1,5 +1,7 @@
 //! In place of `kernel` where there is no Linux: says so.
 
+use std::path::Path;
+
 use kubenet_core::{
     datapath::{ApplyReport, Capabilities, DatapathError, DrainStatus, ErrorKind, EventHub},
     route::{RouteDelta, RouteTable},
@@ -13,12 +15,28 @@ fn unsupported<T>(operation: &'static str) -> Result<T, DatapathError> {
     Err(error(operation, ErrorKind::Unsupported, "eBPF needs Linux: choose another datapath on this system"))
 }
 
+/// There is nothing to pin.
+pub(crate) enum Pins {}
+
+pub(crate) fn open_pins(_: &EbpfBuilder) -> Result<Option<Pins>, DatapathError> {
+    Ok(None)
+}
+
+pub(crate) fn remove_pins(_: &Path) -> Result<(), DatapathError> {
+    unsupported("remove_pins")
+}
+
 pub(crate) fn probe() -> Result<Probe, DatapathError> {
     unsupported("probe")
 }
 
 impl Engine {
-    pub(crate) fn start(_: EbpfBuilder, _: Capabilities, _: EventHub) -> Result<Self, DatapathError> {
+    pub(crate) fn start(
+        _: EbpfBuilder,
+        _: Option<Pins>,
+        _: Capabilities,
+        _: EventHub,
+    ) -> Result<Self, DatapathError> {
         unsupported("build")
     }
 
@@ -47,6 +65,10 @@ impl Engine {
     }
 
     pub(crate) fn detach_pod(&mut self, _: &str) -> Result<(), DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
         match *self {}
     }
 

@@ -12,12 +12,18 @@ use kubenet_testkit::{
     conformance::{self, Subject},
     lab::{Lab, Node},
 };
+use support::bpffs::Bpffs;
 
-struct Ebpf;
+/// With pins, or without.
+struct Ebpf(Option<Bpffs>);
 
 impl Subject for Ebpf {
     fn start(&self, lab: &Lab) -> Result<Arc<dyn Datapath>, DatapathError> {
-        let datapath = support::builder(lab).build()?;
+        let mut builder = support::builder(lab);
+        if let Some(bpffs) = &self.0 {
+            builder = builder.pin_dir(bpffs.pin_dir());
+        }
+        let datapath = builder.build()?;
         for interface in lab.node(Node::A).pod_interfaces() {
             block_on(datapath.attach_pod(&interface))?;
         }
@@ -25,17 +31,30 @@ impl Subject for Ebpf {
     }
 
     fn leftovers(&self, lab: &Lab) -> Vec<String> {
-        support::attached(lab)
+        let pins = self.0.iter().flat_map(Bpffs::tree).map(|path| path.display().to_string());
+        support::attached(lab).into_iter().chain(pins).collect()
     }
 }
 
-#[test]
-fn the_conformance_suite_passes() {
-    match conformance::run_in_lab(&Ebpf) {
+fn run(subject: &Ebpf) {
+    match conformance::run_in_lab(subject) {
         Ok(report) => {
             println!("{report}");
             report.assert_all_passed();
         }
         Err(error) => conformance::skip_or_fail(&error),
     }
+}
+
+#[test]
+fn the_conformance_suite_passes() {
+    run(&Ebpf(None));
+}
+
+#[test]
+fn the_conformance_suite_passes_with_pins() {
+    if !nix::unistd::geteuid().is_root() {
+        return support::skip("root is needed to mount a BPF file system");
+    }
+    run(&Ebpf(Some(Bpffs::mount())));
 }

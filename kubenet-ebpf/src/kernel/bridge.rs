@@ -10,11 +10,10 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
 };
 
+use super::netlink::{HEADER, NLM_F_REQUEST, attribute, word};
+
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
-const NLM_F_REQUEST: u16 = 1;
-/// Of `struct nlmsghdr`, and of `struct ifinfomsg` behind it.
-const HEADER: usize = 16;
 
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
@@ -25,6 +24,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 pub(crate) fn of(index: u32) -> io::Result<Option<u32>> {
     let socket: OwnedFd =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    // The header, and `struct ifinfomsg`, which is as long.
     let mut request = Vec::with_capacity(2 * HEADER);
     request.extend((2 * HEADER as u32).to_ne_bytes());
     request.extend(RTM_GETLINK.to_ne_bytes());
@@ -52,25 +52,6 @@ fn parse(answer: &[u8]) -> io::Result<Option<u32>> {
         return Ok(None);
     }
     Ok(attribute(attributes, IFLA_MASTER).and_then(word))
-}
-
-fn word(bytes: &[u8]) -> Option<u32> {
-    bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
-}
-
-/// The value of the first attribute of this kind.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    const FLAGS: u16 = 0xc000;
-    const HEAD: usize = 4;
-    while let [a, b, c, d, ..] = *attributes {
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        let value = attributes.get(HEAD..length)?;
-        if u16::from_ne_bytes([c, d]) & !FLAGS == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
-    None
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 
 use super::{membarrier, mmap::Mapped, sys};
 use crate::{
+    decode::{Arrays, Entry, Snapshot},
     error::{caused, error},
     ids::Handle,
     layout::{
@@ -69,7 +70,7 @@ fn take<T, E: Into<MapError>>(
     })
 }
 
-fn mapped<V: Pod>(map: Map) -> Result<Mapped<V>, MapError> {
+pub(super) fn mapped<V: Pod>(map: Map) -> Result<Mapped<V>, MapError> {
     match map {
         Map::Array(data) => Ok(Mapped::new(&data)?),
         other => Err(io::Error::other(format!("is not an array: {other:?}")).into()),
@@ -117,9 +118,24 @@ impl<A: Address> FamilyMaps<A> {
         }
     }
 
+    /// What stands behind an id.
+    fn entry(&self, id: u32) -> Option<Entry> {
+        let layout::Backend { addr, port, flags, generation } = self.backends.load(id)?;
+        let flag = |flag: u16| flags & flag != 0;
+        let port = NonZeroU16::new(port.into())?;
+        let state = if flag(BACKEND_TERMINATING) { BackendState::Terminating } else { BackendState::Ready };
+        let backend = Backend { state, ..Backend::new(addr.into(), port, flag(BACKEND_LOCAL)) };
+        Some(Entry { backend, generation, alive: flag(BACKEND_ALIVE) })
+    }
+
+    /// The last word of an entry.
+    fn generation(&self, id: u32) -> Option<u32> {
+        self.backends.load_word(id, size_of::<layout::Backend<A>>() / 4 - 1)
+    }
+
     /// Forgets these UDP flows, and which backend the node's sockets had for them.
-    fn cut(&mut self, family: IpFamily, flows: &HashSet<StaleFlows>) -> Result<(), MapError> {
-        let stale = |service, backend| flows.contains(&StaleFlows { family, service, backend });
+    fn cut(&mut self, family: IpFamily, is_stale: &dyn Fn(StaleFlows) -> bool) -> Result<(), MapError> {
+        let stale = |service, backend| is_stale(StaleFlows { family, service, backend });
         let mut tuples = Vec::new();
         sys::for_each(self.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
             if tuple.proto == Protocol::Udp.number() && stale(entry.service, entry.backend) {
@@ -242,23 +258,36 @@ impl Maps {
         Ok(found)
     }
 
-    /// The backend behind an id, as far as the entry is alive.
-    pub(crate) fn backend(&self, family: IpFamily, id: u32) -> Option<Backend> {
-        fn read<A: Address>(maps: &FamilyMaps<A>, id: u32) -> Option<(IpAddr, Be16, u16)> {
-            let entry = maps.backends.load(id)?;
-            Some((entry.addr.into(), entry.port, entry.flags))
+    /// What the hash tables hold about routes.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, DatapathError> {
+        let mut strangers = Vec::new();
+        let services = self.services(&mut strangers)?.into_iter().collect();
+        for stranger in strangers {
+            tracing::warn!(%stranger, "an entry of the map of services is no frontend");
         }
-        let (address, port, flags) = match family {
-            IpFamily::V4 => read(&self.v4, id),
-            IpFamily::V6 => read(&self.v6, id),
-        }?;
-        if flags & BACKEND_ALIVE == 0 {
-            return None;
+        let mut snapshot = Snapshot {
+            services,
+            names: self.names()?,
+            cluster_ips: self.cluster_ips()?,
+            ..Snapshot::default()
+        };
+        for (id, cidr) in self.sources()? {
+            snapshot.sources.entry(id).or_default().insert(cidr);
         }
-        let terminating = flags & BACKEND_TERMINATING != 0;
-        let port = NonZeroU16::new(port.into())?;
-        let state = if terminating { BackendState::Terminating } else { BackendState::Ready };
-        Some(Backend { state, ..Backend::new(address, port, flags & BACKEND_LOCAL != 0) })
+        Ok(snapshot)
+    }
+
+    /// Forgets the UDP flows of a family that are stale.
+    pub(crate) fn cut_if(
+        &mut self,
+        family: IpFamily,
+        is_stale: &dyn Fn(StaleFlows) -> bool,
+    ) -> Result<(), DatapathError> {
+        let (map, result) = match family {
+            IpFamily::V4 => ("conntrack4", self.v4.cut(family, is_stale)),
+            IpFamily::V6 => ("conntrack6", self.v6.cut(family, is_stale)),
+        };
+        result.map_err(|e| self.failed(map, "connections", e))
     }
 
     /// One number for each index of `metrics`, all CPUs together.
@@ -296,6 +325,31 @@ impl Maps {
 
     pub(crate) fn unreadable(&self, map: &str, error: io::Error) -> DatapathError {
         caused(self.operation, ErrorKind::Unavailable, format!("cannot read map {map}"), error)
+    }
+}
+
+impl Arrays for Maps {
+    fn slots(&self) -> u32 {
+        self.slots.len()
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.load_word(index, 0)
+    }
+
+    fn backend(&self, family: IpFamily, id: u32) -> Option<Entry> {
+        match family {
+            IpFamily::V4 => self.v4.entry(id),
+            IpFamily::V6 => self.v6.entry(id),
+        }
+    }
+
+    fn generation(&self, family: IpFamily, id: u32) -> u32 {
+        let generation = match family {
+            IpFamily::V4 => self.v4.generation(id),
+            IpFamily::V6 => self.v6.generation(id),
+        };
+        generation.unwrap_or_default()
     }
 }
 
@@ -431,14 +485,10 @@ impl Tables for Maps {
     }
 
     fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
-        let of = |family| flows.iter().any(|f| f.family == family);
-        if of(IpFamily::V4) {
-            let result = self.v4.cut(IpFamily::V4, flows);
-            result.map_err(|e| self.failed("conntrack4", "connections", e))?;
-        }
-        if of(IpFamily::V6) {
-            let result = self.v6.cut(IpFamily::V6, flows);
-            result.map_err(|e| self.failed("conntrack6", "connections", e))?;
+        for family in IpFamily::ALL {
+            if flows.iter().any(|f| f.family == family) {
+                self.cut_if(family, &|flow| flows.contains(&flow))?;
+            }
         }
         Ok(())
     }

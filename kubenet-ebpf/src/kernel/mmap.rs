@@ -92,6 +92,11 @@ impl<V: Pod> Mapped<V> {
         true
     }
 
+    /// Reads one word of a value, or `None` out of range.
+    pub(crate) fn load_word(&self, index: u32, word: usize) -> Option<u32> {
+        Some(self.words(index)?.get(word)?.load(Ordering::Acquire))
+    }
+
     /// Reads a value, or `None` out of range.
     pub(crate) fn load(&self, index: u32) -> Option<V> {
         let words: Vec<u32> = self.words(index)?.iter().map(|w| w.load(Ordering::Acquire)).collect();

@@ -8,7 +8,7 @@ use aya::{
 };
 use kubenet_core::datapath::{DatapathError, ErrorKind};
 
-use super::sys;
+use super::link;
 use crate::{
     Probe,
     error::{caused, error},
@@ -48,7 +48,7 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
     Ok(Probe {
         kernel,
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-        tcx: sys::has_tcx(),
+        tcx: link::has_tcx(),
         connect_refused,
     })
 }

@@ -1,8 +1,9 @@
 //! The engine on its own: maps and programs are loaded, and nothing is attached anywhere.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use super::*;
+use super::{start::snat_slice, *};
+use crate::{EbpfBuilder, program::Tables};
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use kubenet_core::{
     datapath::Feature,
@@ -36,7 +37,7 @@ fn engine(sizes: MapSizes) -> Option<(Engine, BoxStream<'static, DatapathEvent>)
     let builder = EbpfBuilder { sizes, ..EbpfBuilder::default() };
     let mut capabilities = Capabilities::basic();
     capabilities.features = Feature::ALL.into();
-    match Engine::start(builder, capabilities, events) {
+    match Engine::start(builder, None, capabilities, events) {
         Ok(engine) => Some((engine, seen)),
         Err(e) if matches!(e.kind(), ErrorKind::Permission | ErrorKind::Unsupported) => {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {e}");

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroU16,
     time::Duration,
 };
@@ -15,176 +15,12 @@ use kubenet_core::{
 };
 use proptest::prelude::*;
 
+mod crash;
+mod memory;
+
+use self::memory::{Memory, Seen};
 use super::*;
 use crate::{MapSizes, rest::REST};
-
-/// What a packet finds behind a frontend: the backends by their generation-checked entries.
-type View = BTreeMap<Frontend, (Seen, Seen, u32, BTreeSet<IpNet>)>;
-/// Backends, and how many slots each has.
-type Seen = BTreeMap<Backend, u32>;
-
-/// Maps in memory, which look after every write whether a packet sees only whole routes.
-struct Memory {
-    sizes: MapSizes,
-    backends: HashMap<(IpFamily, u32), (Handle, Backend, bool)>,
-    slots: HashMap<u32, u32>,
-    names: HashMap<u32, layout::ServiceName>,
-    services: BTreeMap<Frontend, layout::Service>,
-    sources: BTreeSet<(u32, IpNet)>,
-    cluster_ips: BTreeSet<IpAddr>,
-    /// What each frontend may show: before the change and after it.
-    allowed: [View; 2],
-    grace_periods: usize,
-    cut: Vec<StaleFlows>,
-}
-
-impl Memory {
-    fn new(sizes: MapSizes) -> Self {
-        Self {
-            sizes,
-            backends: HashMap::new(),
-            slots: HashMap::new(),
-            names: HashMap::new(),
-            services: BTreeMap::new(),
-            sources: BTreeSet::new(),
-            cluster_ips: BTreeSet::new(),
-            allowed: Default::default(),
-            grace_periods: 0,
-            cut: Vec::new(),
-        }
-    }
-
-    /// The backends of a set, each with what is behind it of all slots.
-    fn set(&self, frontend: &Frontend, base: u32, count: u32) -> Seen {
-        let mut shares = BTreeMap::<Backend, u32>::new();
-        for slot in base..base + count {
-            let id = self.slots[&slot];
-            let (_, backend, alive) = self.backends[&(frontend.family(), id)];
-            assert!(alive, "{frontend}: slot {slot} names the dead backend {id}");
-            *shares.entry(Backend { weight: NonZeroU16::MIN, ..backend }).or_default() += 1;
-        }
-        shares
-    }
-
-    fn view(&self) -> View {
-        self.services
-            .iter()
-            .map(|(frontend, s)| {
-                let internal = self.set(frontend, s.internal_base, s.internal_count);
-                let external = self.set(frontend, s.external_base, s.external_count);
-                let sources = self.sources.iter().filter(|(id, _)| *id == s.id).map(|(_, cidr)| *cidr);
-                (*frontend, (internal, external, s.flags, sources.collect()))
-            })
-            .collect()
-    }
-
-    fn look(&self) {
-        for (frontend, seen) in self.view() {
-            // Of both routes' source ranges, none may be missing while the other's are there, too.
-            let ranges = |view: &View| view.get(&frontend).map_or(BTreeSet::new(), |v| v.3.clone());
-            let either: BTreeSet<IpNet> = self.allowed.iter().flat_map(ranges).collect();
-            let fits = |view: &View| {
-                view.get(&frontend).is_some_and(|(internal, external, flags, sources)| {
-                    (internal, external, flags) == (&seen.0, &seen.1, &seen.2)
-                        && sources.is_subset(&seen.3)
-                        && seen.3.is_subset(&either)
-                })
-            };
-            assert!(
-                self.allowed.iter().any(fits),
-                "{frontend}: a packet sees {seen:?}, neither the old route nor the new one"
-            );
-        }
-    }
-}
-
-fn full(map: &str) -> DatapathError {
-    error("test", ErrorKind::Capacity, format!("map {map} is full"))
-}
-
-impl Tables for Memory {
-    fn write_backend(&mut self, family: IpFamily, handle: Handle, backend: &Backend) {
-        let size = if family == IpFamily::V4 { self.sizes.backends4 } else { self.sizes.backends6 };
-        assert!(handle.id > 0 && handle.id < size);
-        self.backends.insert((family, handle.id), (handle, *backend, true));
-        self.look();
-    }
-
-    fn kill_backend(&mut self, family: IpFamily, id: u32) {
-        self.backends.get_mut(&(family, id)).unwrap().2 = false;
-        self.look();
-    }
-
-    fn write_slots(&mut self, base: u32, ids: &[u32]) {
-        for (slot, id) in (base..).zip(ids) {
-            assert!(slot < self.sizes.slots);
-            self.slots.insert(slot, *id);
-            if ids.len() < 1000 {
-                self.look();
-            }
-        }
-    }
-
-    fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError> {
-        self.names.insert(id, *name);
-        Ok(())
-    }
-
-    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
-        self.names.remove(&id);
-        Ok(())
-    }
-
-    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        self.cluster_ips.insert(address);
-        Ok(())
-    }
-
-    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        self.cluster_ips.remove(&address);
-        Ok(())
-    }
-
-    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        let family = self.sources.iter().filter(|(_, c)| IpFamily::of(c.addr()) == IpFamily::of(cidr.addr()));
-        assert!(family.count() < self.sizes.source_ranges as usize, "room is looked for before");
-        self.sources.insert((service, *cidr));
-        self.look();
-        Ok(())
-    }
-
-    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        self.sources.remove(&(service, *cidr));
-        self.look();
-        Ok(())
-    }
-
-    fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError> {
-        let family = self.services.keys().filter(|f| f.family() == frontend.family()).count();
-        if !self.services.contains_key(frontend) && family >= self.sizes.services as usize {
-            return Err(full("services"));
-        }
-        assert!(self.names.contains_key(&service.id), "the name comes before the service");
-        self.services.insert(*frontend, *service);
-        self.look();
-        Ok(())
-    }
-
-    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
-        self.services.remove(frontend);
-        Ok(())
-    }
-
-    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
-        self.cut.extend(flows.iter().copied());
-        Ok(())
-    }
-
-    fn wait_grace_period(&mut self) -> bool {
-        self.grace_periods += 1;
-        true
-    }
-}
 
 fn arbitrary_set(family: IpFamily) -> impl Strategy<Value = Target> {
     let weight = prop_oneof![3 => Just(1), 1 => 1u16..5];
@@ -281,7 +117,9 @@ fn view_of(route: &Route) -> (Seen, Seen, u32, BTreeSet<IpNet>) {
 }
 
 fn apply(state: &mut State, memory: &mut Memory, table: &RouteTable, now: Now) -> Outcome {
-    memory.allowed[0] = memory.view();
+    if !memory.is_damaged {
+        memory.allowed[0] = memory.view();
+    }
     memory.allowed[1] = table.routes().map(|r| (r.frontend, view_of(r))).collect();
     let work = state.diff(table);
     let mut capabilities = Capabilities::basic();

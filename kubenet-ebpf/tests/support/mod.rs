@@ -1,6 +1,7 @@
 //! A lab with an eBPF datapath on node-a, and routes to put into it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod bpffs;
 pub mod links;
 
 use std::{

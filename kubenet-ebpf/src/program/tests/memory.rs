@@ -1,0 +1,239 @@
+//! Maps in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::*;
+use crate::decode::{Arrays, Entry, Snapshot};
+
+/// What a packet finds behind a frontend: the backends by their generation-checked entries.
+pub(super) type View = BTreeMap<Frontend, (Seen, Seen, u32, BTreeSet<IpNet>)>;
+/// Backends, and how many slots each has.
+pub(super) type Seen = BTreeMap<Backend, u32>;
+
+/// Maps in memory, which look after every write whether a packet sees only whole routes.
+pub(super) struct Memory {
+    pub(super) sizes: MapSizes,
+    pub(super) backends: HashMap<(IpFamily, u32), (Handle, Backend, bool)>,
+    pub(super) slots: HashMap<u32, u32>,
+    pub(super) names: HashMap<u32, layout::ServiceName>,
+    pub(super) services: BTreeMap<Frontend, layout::Service>,
+    pub(super) sources: BTreeSet<(u32, IpNet)>,
+    pub(super) cluster_ips: BTreeSet<IpAddr>,
+    /// What each frontend may show: before the change and after it.
+    pub(super) allowed: [View; 2],
+    pub(super) grace_periods: usize,
+    pub(super) cut: Vec<StaleFlows>,
+    /// After so many writes the process ends.
+    pub(super) writes_left: usize,
+    /// Somebody damaged the maps: what packets see is not judged.
+    pub(super) is_damaged: bool,
+}
+
+/// What the process ends with.
+pub(super) struct Crash;
+
+impl Memory {
+    pub(super) fn new(sizes: MapSizes) -> Self {
+        Self {
+            sizes,
+            backends: HashMap::new(),
+            slots: HashMap::new(),
+            names: HashMap::new(),
+            services: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            cluster_ips: BTreeSet::new(),
+            allowed: Default::default(),
+            grace_periods: 0,
+            cut: Vec::new(),
+            writes_left: usize::MAX,
+            is_damaged: false,
+        }
+    }
+
+    fn write(&mut self) {
+        match self.writes_left.checked_sub(1) {
+            Some(left) => self.writes_left = left,
+            None => std::panic::resume_unwind(Box::new(Crash)),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot {
+            services: self.services.clone(),
+            names: self.names.clone(),
+            cluster_ips: self.cluster_ips.iter().copied().collect(),
+            ..Snapshot::default()
+        };
+        for (id, cidr) in &self.sources {
+            snapshot.sources.entry(*id).or_default().insert(*cidr);
+        }
+        snapshot
+    }
+
+    /// The backends of a set, each with what is behind it of all slots.
+    fn set(&self, frontend: &Frontend, base: u32, count: u32) -> Seen {
+        let mut shares = BTreeMap::<Backend, u32>::new();
+        for slot in base..base + count {
+            let id = self.slots[&slot];
+            let (_, backend, alive) = self.backends[&(frontend.family(), id)];
+            assert!(alive, "{frontend}: slot {slot} names the dead backend {id}");
+            *shares.entry(Backend { weight: NonZeroU16::MIN, ..backend }).or_default() += 1;
+        }
+        shares
+    }
+
+    pub(super) fn view(&self) -> View {
+        self.services
+            .iter()
+            .map(|(frontend, s)| {
+                let internal = self.set(frontend, s.internal_base, s.internal_count);
+                let external = self.set(frontend, s.external_base, s.external_count);
+                let sources = self.sources.iter().filter(|(id, _)| *id == s.id).map(|(_, cidr)| *cidr);
+                (*frontend, (internal, external, s.flags, sources.collect()))
+            })
+            .collect()
+    }
+
+    fn look(&self) {
+        if self.is_damaged {
+            return;
+        }
+        for (frontend, seen) in self.view() {
+            // Of both routes' source ranges, none may be missing while the other's are there, too.
+            let ranges = |view: &View| view.get(&frontend).map_or(BTreeSet::new(), |v| v.3.clone());
+            let either: BTreeSet<IpNet> = self.allowed.iter().flat_map(ranges).collect();
+            let fits = |view: &View| {
+                view.get(&frontend).is_some_and(|(internal, external, flags, sources)| {
+                    (internal, external, flags) == (&seen.0, &seen.1, &seen.2)
+                        && sources.is_subset(&seen.3)
+                        && seen.3.is_subset(&either)
+                })
+            };
+            assert!(
+                self.allowed.iter().any(fits),
+                "{frontend}: a packet sees {seen:?}, neither the old route nor the new one"
+            );
+        }
+    }
+}
+
+fn full(map: &str) -> DatapathError {
+    error("test", ErrorKind::Capacity, format!("map {map} is full"))
+}
+
+impl Arrays for Memory {
+    fn slots(&self) -> u32 {
+        self.sizes.slots
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        (index < self.sizes.slots).then(|| self.slots.get(&index).copied().unwrap_or_default())
+    }
+
+    fn backend(&self, family: IpFamily, id: u32) -> Option<Entry> {
+        let (handle, backend, alive) = *self.backends.get(&(family, id))?;
+        Some(Entry { backend, generation: handle.generation, alive })
+    }
+
+    fn generation(&self, family: IpFamily, id: u32) -> u32 {
+        self.backends.get(&(family, id)).map_or(0, |(handle, _, _)| handle.generation)
+    }
+}
+
+impl Tables for Memory {
+    fn write_backend(&mut self, family: IpFamily, handle: Handle, backend: &Backend) {
+        self.write();
+        let size = if family == IpFamily::V4 { self.sizes.backends4 } else { self.sizes.backends6 };
+        assert!(handle.id > 0 && handle.id < size);
+        self.backends.insert((family, handle.id), (handle, *backend, true));
+        self.look();
+    }
+
+    fn kill_backend(&mut self, family: IpFamily, id: u32) {
+        self.write();
+        if let Some(entry) = self.backends.get_mut(&(family, id)) {
+            entry.2 = false;
+        }
+        self.look();
+    }
+
+    fn write_slots(&mut self, base: u32, ids: &[u32]) {
+        for (slot, id) in (base..).zip(ids) {
+            self.write();
+            assert!(slot < self.sizes.slots);
+            self.slots.insert(slot, *id);
+            if ids.len() < 1000 {
+                self.look();
+            }
+        }
+    }
+
+    fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError> {
+        self.write();
+        self.names.insert(id, *name);
+        Ok(())
+    }
+
+    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
+        self.write();
+        self.names.remove(&id);
+        Ok(())
+    }
+
+    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        self.write();
+        self.cluster_ips.insert(address);
+        Ok(())
+    }
+
+    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        self.write();
+        self.cluster_ips.remove(&address);
+        Ok(())
+    }
+
+    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
+        self.write();
+        let family = self.sources.iter().filter(|(_, c)| IpFamily::of(c.addr()) == IpFamily::of(cidr.addr()));
+        assert!(family.count() < self.sizes.source_ranges as usize, "room is looked for before");
+        self.sources.insert((service, *cidr));
+        self.look();
+        Ok(())
+    }
+
+    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
+        self.write();
+        self.sources.remove(&(service, *cidr));
+        self.look();
+        Ok(())
+    }
+
+    fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError> {
+        self.write();
+        let family = self.services.keys().filter(|f| f.family() == frontend.family()).count();
+        if !self.services.contains_key(frontend) && family >= self.sizes.services as usize {
+            return Err(full("services"));
+        }
+        assert!(self.names.contains_key(&service.id), "the name comes before the service");
+        self.services.insert(*frontend, *service);
+        self.look();
+        Ok(())
+    }
+
+    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
+        self.write();
+        self.services.remove(frontend);
+        Ok(())
+    }
+
+    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
+        self.write();
+        self.cut.extend(flows.iter().copied());
+        Ok(())
+    }
+
+    fn wait_grace_period(&mut self) -> bool {
+        self.grace_periods += 1;
+        true
+    }
+}
