@@ -4,7 +4,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Command, Stdio},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use kubenet_core::model::IpFamily;
-use kubenet_testkit::lab::{Lab, LabConfig, LabError, Node, Place, RequestError};
+use kubenet_testkit::lab::{Ground, Lab, LabConfig, LabError, Node, Place, RequestError};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -245,4 +245,37 @@ fn a_pod_gets_the_addresses_that_it_wants() {
     }
     let _server = lab.serve("a2", 8080).unwrap();
     assert_eq!(lab.http_get("a3", (wanted[0], 8080).into(), SECOND).unwrap().backend, "a2");
+}
+
+#[test]
+fn a_ground_has_the_shape_that_it_is_given_and_goes_as_a_lab_does() {
+    if lab(LabConfig::new()).is_none() {
+        return;
+    }
+    let mut ground = Ground::new(false).unwrap();
+    let (near, far) = (ground.add("near", true).unwrap(), ground.add("far", false).unwrap());
+    let wire = format!("link add eth0 type veth peer name eth0 netns {}\n", far.name());
+    ground.ip("near", &wire).unwrap();
+    for (part, address) in [("near", "192.0.2.1"), ("far", "192.0.2.2")] {
+        ground.ip(part, &format!("link set eth0 up\naddr add {address}/24 dev eth0\n")).unwrap();
+    }
+    ground.wait_until_running("near", &["eth0"]).unwrap();
+    let forwards = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+    assert_eq!((near.run(forwards).unwrap(), far.run(forwards).unwrap()), ("1\n".into(), "0\n".into()));
+    // More at once than the kernel tells of unless it is told to.
+    let refused = near.run(|| {
+        let refused = |_: &usize| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect("192.0.2.2:9").unwrap();
+            socket.set_read_timeout(Some(SECOND)).unwrap();
+            socket.send(b"?").unwrap();
+            socket.recv(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        };
+        (0..500).filter(refused).count()
+    });
+    assert_eq!(refused.unwrap(), 500);
+    assert!(ground.netns("else").is_err() && ground.ip("near", "link set nothing up\n").is_err());
+    let names = [near.name().to_owned(), far.name().to_owned()];
+    drop(ground);
+    assert!(names.iter().all(|name| namespaces(name).is_empty()), "{names:?}");
 }

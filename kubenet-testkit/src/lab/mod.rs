@@ -38,6 +38,7 @@ mod cgroup;
 mod cleanup;
 mod client;
 mod error;
+mod ground;
 mod ip;
 mod netns;
 mod path;
@@ -54,6 +55,7 @@ pub use self::{
     cleanup::remove_kept_labs,
     client::{Answer, Connection, UdpFlow},
     error::{LabError, RequestError},
+    ground::Ground,
     netns::Netns,
     path::NarrowPath,
     server::Server,
@@ -118,9 +120,7 @@ impl Lab {
     /// # Errors
     /// [`LabError::Unsupported`] without root or iproute2; whatever else `ip` reports. Nothing is left behind.
     pub fn new(config: LabConfig) -> Result<Self, LabError> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err(LabError::Unsupported("root is needed to create network namespaces".into()));
-        }
+        require_root()?;
         cleanup::remove_stale();
         let id = cleanup::new_id();
         let registration = Registration::new(&id);
@@ -310,6 +310,13 @@ impl Drop for Lab {
         let all = pods.iter().map(|p| p.netns()).chain(self.nodes.iter().map(LabNode::netns));
         all.chain([self.outside.netns(), &self.net]).for_each(Netns::leave);
     }
+}
+
+fn require_root() -> Result<(), LabError> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(LabError::Unsupported("root is needed to create network namespaces".into()))
 }
 
 /// Writes a sysctl of the calling thread's network namespace, where the kernel has it.

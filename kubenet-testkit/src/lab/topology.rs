@@ -347,12 +347,15 @@ fn address_lines(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> String {
 }
 
 /// Settings of the calling thread's namespace, before it has interfaces other than `lo`.
-fn harden(forward: bool, ipv6: bool) -> Result<(), LabError> {
+pub(super) fn harden(forward: bool, ipv6: bool) -> Result<(), LabError> {
     let flag = |on: bool| if on { "1" } else { "0" };
     sysctl("ipv4/ip_forward", flag(forward))?;
     // Many clients are refused in a moment; each is to hear of it.
     sysctl("ipv4/icmp_ratelimit", "0")?;
     sysctl("ipv6/icmp/ratelimit", "0")?;
+    // Those of the whole namespace are limited by type.
+    sysctl("ipv4/icmp_ratemask", "0")?;
+    sysctl("ipv6/icmp/ratemask", "\n")?;
     // One client makes tens of thousands of connections to one address.
     sysctl("ipv4/tcp_tw_reuse", "1")?;
     for device in ["all", "default", "lo"] {
@@ -373,7 +376,7 @@ fn harden(forward: bool, ipv6: bool) -> Result<(), LabError> {
 
 /// Waits until interfaces of the calling thread's namespace carry packets: the kernel notices a moment after
 /// both ends are up, and loses what is sent before.
-fn running(interfaces: &[&str]) -> Result<(), LabError> {
+pub(super) fn running(interfaces: &[&str]) -> Result<(), LabError> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let found =
