@@ -1,4 +1,5 @@
-# `make` lists the targets. DEMO_ARGS are arguments for the demo, such as DEMO_ARGS="--requests 500".
+# `make` lists the targets. DEMO_ARGS are arguments for the demo, such as DEMO_ARGS="--requests 500", and
+# BENCH_ARGS those for the benchmarks of datapaths, such as BENCH_ARGS=--quick.
 
 .PHONY: help demo test fuzz bpf doc fmt bench clean
 
@@ -9,7 +10,7 @@ help:
 	@echo "make bpf     rebuild the embedded BPF object from kubenet-ebpf/bpf"
 	@echo "make doc     build the documentation"
 	@echo "make fmt     format the Rust and the BPF code"
-	@echo "make bench   run the benchmarks"
+	@echo "make bench   run the benchmarks; those of datapaths need root, and write to target/bench"
 	@echo "make clean   remove what was built"
 
 demo:
@@ -35,6 +36,7 @@ fmt:
 
 bench:
 	cargo bench -p kubenet-benches
+	cargo run --release -p kubenet-benches --bin iptables -- --out target/bench/iptables $(BENCH_ARGS)
 
 clean:
 	cargo clean

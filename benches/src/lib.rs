@@ -1,8 +1,14 @@
-//! Clusters to measure with.
+//! Clusters to measure with, and what the benchmarks share.
 #![forbid(unsafe_code)]
 
+pub mod connects;
+pub mod drive;
+pub mod machine;
+pub mod report;
+pub mod stats;
+
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU16,
 };
 
@@ -13,6 +19,9 @@ use kubenet_core::{
         ServicePort,
     },
 };
+
+/// Why a benchmark cannot go on.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const PORT: NonZeroU16 = NonZeroU16::new(80).expect("not zero");
 
@@ -31,7 +40,7 @@ pub fn node() -> Result<NodeInfo, InvalidObject> {
 /// A number above 2^24.
 pub fn service(i: u32) -> Result<Service, InvalidObject> {
     Service::builder("bench", format!("service-{i}"))
-        .cluster_ip(Ipv4Addr::from((11 << 24) + i).into())
+        .cluster_ip(frontend(i).ip())
         .port(ServicePort::new("http", Protocol::Tcp, PORT))
         .build()
 }
@@ -53,6 +62,27 @@ pub fn slice(i: u32, endpoints: u32, generation: u32) -> Result<EndpointSlice, I
                 .named(&format!("service-{i}-7d4b9c6f5d-{n:05}"))
         }))
         .build()
+}
+
+/// The slice of Service number `i` with one endpoint, here and on this node.
+///
+/// # Errors
+/// None: the values are fixed.
+pub fn slice_at(
+    i: u32,
+    address: Ipv4Addr,
+    port: NonZeroU16,
+    node: &str,
+) -> Result<EndpointSlice, InvalidObject> {
+    EndpointSlice::builder("bench", format!("service-{i}-1"), format!("service-{i}"), IpFamily::V4)
+        .port(EndpointPort::new("http", Protocol::Tcp, port))
+        .endpoint(Endpoint::new(address.into()).on_node(node).named(&format!("service-{i}-7d4b9c6f5d-00001")))
+        .build()
+}
+
+/// The address that clients of Service number `i` dial, at port 80.
+pub fn frontend(i: u32) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::from((11 << 24) + i), PORT.get()))
 }
 
 /// `services` Services of `endpoints` endpoints, declared but not resolved.
