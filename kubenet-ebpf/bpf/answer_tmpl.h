@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Answers that the node gives itself: a TCP reset, or an ICMP error that quotes
- * the packet. Each is made out of the packet and sent back where it came from,
+ * Answers that the node gives itself: a TCP reset, an abort of SCTP, or an ICMP
+ * error that quotes the packet. Each is made out of the packet and sent back where it came from,
  * in the name of the address that was dialled.
  *
  * A packet from a virtual device may carry a checksum that somebody is to
@@ -57,6 +57,39 @@ static __always_inline int F(send_reset)(struct __sk_buff *skb,
 	return send_back(skb);
 }
 
+/* Answers the INIT of an association that nobody serves. */
+static __always_inline int F(send_abort)(struct __sk_buff *skb,
+					 const struct packet *pkt,
+					 const struct F(tuple) *tuple)
+{
+	struct {
+		struct sctp_header sctp;
+		struct sctp_chunk chunk;
+	} abort = {
+		.sctp = { .source = tuple->dport, .dest = tuple->sport },
+		.chunk = { .type = SCTP_ABORT,
+			   .length = bpf_htons(sizeof(abort.chunk)) },
+	};
+	__u32 off = F(answer_l4_off)(pkt);
+	__u32 check;
+
+	if (bpf_skb_load_bytes(
+		    skb, pkt->l4_off + offsetof(struct sctp_header, check),
+		    &check, sizeof(check)) ||
+	    bpf_skb_load_bytes(skb, pkt->l4_off + SCTP_INIT_TAG_OFF,
+			       &abort.sctp.tag, sizeof(abort.sctp.tag)))
+		return drop(METRIC_DROP_MALFORMED);
+	/* The device fills this one in, too. */
+	if (check)
+		abort.sctp.check = crc32c_words((__u32 *)&abort,
+						sizeof(abort) / sizeof(__u32));
+	if (bpf_skb_change_tail(skb, off + sizeof(abort), 0) ||
+	    F(answer_l3_)(skb, pkt, tuple, IPPROTO_SCTP, sizeof(abort)) ||
+	    bpf_skb_store_bytes(skb, off, &abort, sizeof(abort), 0))
+		return drop(METRIC_DROP_MALFORMED);
+	return send_back(skb);
+}
+
 static __always_inline int F(send_icmp)(struct __sk_buff *skb,
 					const struct packet *pkt,
 					const struct F(tuple) *tuple, __u8 type,
@@ -105,6 +138,8 @@ static __noinline int F(reject)(struct __sk_buff *skb, const struct packet *pkt,
 	count(METRIC_REJECTED);
 	if (is_tcp(pkt))
 		return F(send_reset)(skb, pkt, tuple);
+	if (pkt->proto == IPPROTO_SCTP)
+		return F(send_abort)(skb, pkt, tuple);
 	sum = ~csum_fold(F(icmp_pseudo)(tuple, 8 + len));
 	return F(send_icmp)(skb, pkt, tuple, F(ICMP_PORT_UNREACHABLE),
 			    bpf_htonl(bpf_ntohs(sum)));

@@ -31,6 +31,28 @@ static __always_inline __u32 F(quoted_check)(const struct packet *quote,
 	return off;
 }
 
+/* Its checksum depends on the length of the whole packet, not of what is quoted. */
+static __always_inline long F(rewrite_quoted_sctp)(
+	struct __sk_buff *skb, const struct packet *quote, __u32 end,
+	const struct F(tuple) *from, const struct F(tuple) *to, __u32 *change)
+{
+	__u32 off = quote->l4_off + offsetof(struct sctp_header, check);
+	__u32 check, old;
+	long err;
+
+	if (quote->fragment || same_ports(&from->sport, &to->sport) ||
+	    quote->l4_len < sizeof(struct sctp_header) ||
+	    off + sizeof(check) > end)
+		return 0;
+	err = bpf_skb_load_bytes(skb, off, &old, sizeof(old));
+	if (err)
+		return err;
+	check = sctp_check(old, &from->sport, &to->sport, quote->l4_len);
+	*change = bpf_csum_diff(&old, sizeof(old), &check, sizeof(check),
+				*change);
+	return bpf_skb_store_bytes(skb, off, &check, sizeof(check), 0);
+}
+
 /*
  * Rewrites the quoted packet from `from` to `to`, and the error's checksum.
  */
@@ -44,11 +66,12 @@ static __noinline long F(rewrite_quote)(struct __sk_buff *skb,
 	__u32 ports = F(port_change)(from, to);
 	__u32 change = csum_add(addresses, ports);
 	__u32 off = error->l4_off + ICMP_HEADER_LEN;
+	__u32 end = error->l4_off + error->l4_len;
 	__sum16 check, old;
 	__u32 check_off;
 	long err;
 
-	check_off = F(quoted_check)(quote, error->l4_off + error->l4_len);
+	check_off = F(quoted_check)(quote, end);
 	if (check_off) {
 		err = bpf_skb_load_bytes(skb, check_off, &old, sizeof(old));
 		if (err)
@@ -59,6 +82,12 @@ static __noinline long F(rewrite_quote)(struct __sk_buff *skb,
 		change = csum_change(change, old, check);
 		err = bpf_skb_store_bytes(skb, check_off, &check, sizeof(check),
 					  0);
+		if (err)
+			return err;
+	}
+	if (quote->proto == IPPROTO_SCTP) {
+		err = F(rewrite_quoted_sctp)(skb, quote, end, from, to,
+					     &change);
 		if (err)
 			return err;
 	}
@@ -96,14 +125,16 @@ static __noinline bool F(find_quoted)(struct __sk_buff *skb,
 	return same(rare->from.daddr, rare->target.saddr);
 }
 
-/* On its way out of a device (`leaving`), a packet goes on where it is going. */
+/*
+ * Translates the quotation: TRANSLATE, with rare->tuple and rare->target filled
+ * for the error's own header. On its way out of a device (`leaving`) an answer
+ * goes on; what has to be taken back to a backend is SEND_BACK.
+ */
 static __noinline int F(translate_error)(struct __sk_buff *skb,
 					 struct F(rare) *rare, bool leaving)
 {
-	struct F(tuple) *quoted = &rare->target;
 	const struct F(conntrack) *ct;
-	__u32 now = now_ticks();
-	int verdict;
+	struct F(tuple) *quoted = &rare->target;
 
 	copy(rare->from, rare->tuple);
 	if (!F(find_quoted)(skb, rare))
@@ -112,9 +143,10 @@ static __noinline int F(translate_error)(struct __sk_buff *skb,
 	if (!ct)
 		return TC_ACT_UNSPEC;
 	if (rare->quote.proto == IPPROTO_UDP &&
-	    F(ct_idle)(ct, F(ct_peer)(ct, IPPROTO_UDP), now, UDP_IDLE))
+	    F(ct_idle)(ct, F(ct_peer)(ct, IPPROTO_UDP), now_ticks(), UDP_IDLE))
 		return TC_ACT_UNSPEC;
-	if (leaving && !(ct->flags & CT_REPLY) && skb->ingress_ifindex)
+	leaving = leaving && !(ct->flags & CT_REPLY);
+	if (leaving && skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;
 
 	/* Where answers come from another address, so does the error. */
@@ -122,21 +154,12 @@ static __noinline int F(translate_error)(struct __sk_buff *skb,
 	if (!same(rare->tuple.saddr, ct->saddr))
 		copy(rare->to.saddr, ct->saddr);
 	copy(rare->to.daddr, ct->daddr);
-	leaving = leaving && ct->flags & CT_REPLY;
-
-	/* The flow's own tuple is not needed any more. */
 	F(ct_peer_key)(&rare->tuple, ct, rare->quote.proto);
 	if (F(rewrite_quote)(skb, &rare->pkt, &rare->quote, quoted,
 			     &rare->tuple))
 		return drop(METRIC_DROP_MALFORMED);
 	count(METRIC_FORWARDED);
-	if (leaving) {
-		if (F(rewrite_rare)(skb, &rare->pkt, &rare->from, &rare->to,
-				    rare->pkt.ttl))
-			return drop(METRIC_DROP_MALFORMED);
-		return TC_ACT_UNSPEC;
-	}
-	verdict = F(forward_rare)(skb, &rare->pkt, &rare->from, &rare->to);
-	/* Nobody is told about an error that does not arrive. */
-	return verdict == TOO_BIG ? drop(METRIC_DROP_ROUTE) : verdict;
+	copy(rare->tuple, rare->from);
+	copy(rare->target, rare->to);
+	return leaving ? SEND_BACK : TRANSLATE;
 }

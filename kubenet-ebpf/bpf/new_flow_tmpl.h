@@ -46,8 +46,10 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 			first = cfg->snat_wide_min;
 			ports = cfg->snat_wide_max - first + 1;
 		}
-		target->sport =
-			bpf_htons(first + bpf_get_prandom_u32() % ports);
+		/* An SCTP client has its port, if nobody else has it. */
+		if (i || tuple->proto != IPPROTO_SCTP)
+			target->sport = bpf_htons(
+				first + bpf_get_prandom_u32() % ports);
 		err = F(ct_create)(tuple, target, flow, hurry ? 0 : TIME_WAIT,
 				   hurry ? UDP_HURRY : UDP_IDLE);
 		if (err != -EEXIST)

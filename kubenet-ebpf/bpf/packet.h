@@ -17,7 +17,8 @@
 #define REJECT 65
 #define TOO_BIG 66
 #define NEW_FLOW 67
-#define RARE 68 /* the packet needs rare_tmpl.h */
+#define SEND_BACK 68 /* another way than it was going */
+#define RARE 69 /* the packet needs rare_tmpl.h */
 
 /* What the programs make of a packet's headers at first sight. */
 enum parsed {
@@ -63,7 +64,8 @@ struct packet {
 /* Whether a flow of this protocol may be one to a Service. */
 static __always_inline bool is_served(__u8 proto)
 {
-	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP ||
+	       proto == IPPROTO_SCTP;
 }
 
 static __always_inline bool is_tcp(const struct packet *pkt)

@@ -8,6 +8,7 @@
 #define KUBENET_RARE_H
 
 #include "packet.h"
+#include "sctp.h"
 
 enum rare {
 	RARE_OTHER, /* none of our business */
@@ -66,6 +67,15 @@ static __always_inline bool parse_rare_l4(struct __sk_buff *skb,
 		if (pkt->l4_header_len < sizeof(struct tcphdr))
 			return false;
 		pkt->tcp_flags = head[TCP_FLAGS_OFF];
+	}
+	if (pkt->proto == IPPROTO_SCTP) {
+		/* Each packet has a chunk. */
+		pkt->l4_header_len = SCTP_INIT_TAG_OFF;
+		if (bpf_skb_load_bytes(skb,
+				       pkt->l4_off + sizeof(struct sctp_header),
+				       head, 1))
+			return false;
+		pkt->tcp_flags = sctp_flags(head[0]);
 	}
 	if (pkt->l4_len < pkt->l4_header_len ||
 	    bpf_skb_load_bytes(skb, pkt->l4_off, ports, sizeof(ports)))

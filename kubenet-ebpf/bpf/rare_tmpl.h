@@ -41,6 +41,20 @@ static __noinline enum rare F(parse_rare)(struct __sk_buff *skb,
 	return pkt->fragment ? RARE_BROKEN : RARE_OTHER;
 }
 
+/*
+ * The checksum of an SCTP packet cannot be changed without its length, which a
+ * fragment does not tell. All others have what their verdict says.
+ */
+static __always_inline int F(check_fragment)(const struct F(rare) *rare,
+					     int verdict)
+{
+	if (verdict == TRANSLATE && rare->pkt.fragment &&
+	    rare->pkt.proto == IPPROTO_SCTP &&
+	    !same_ports(&rare->tuple.sport, &rare->target.sport))
+		return drop(METRIC_DROP_FRAGMENT);
+	return verdict;
+}
+
 static __noinline int F(serve_rare)(struct F(rare) *rare)
 {
 	return F(serve)(&rare->pkt, &rare->tuple, &rare->target);
@@ -58,7 +72,8 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 	case RARE_OTHER:
 		return TC_ACT_UNSPEC;
 	case RARE_ERROR:
-		return F(translate_error)(skb, rare, false);
+		verdict = F(translate_error)(skb, rare, false);
+		break;
 	case RARE_BROKEN:
 		if (F(is_cluster_ip)(rare))
 			return drop(METRIC_DROP_MALFORMED);
@@ -71,12 +86,16 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 		if (verdict == NEW_FLOW)
 			verdict = F(take_flow)(&rare->pkt, &rare->tuple,
 					       &rare->target);
+		verdict = F(check_fragment)(rare, verdict);
 		if (rare->pkt.fragment)
 			F(remember_fragment)(rare, verdict);
 	}
 	if (verdict == TRANSLATE)
 		verdict = F(forward_rare)(skb, &rare->pkt, &rare->tuple,
 					  &rare->target);
+	/* Nobody is told about an error that does not arrive. */
+	if (verdict == TOO_BIG && rare->pkt.proto == F(ICMP_PROTO))
+		return drop(METRIC_DROP_ROUTE);
 	if (verdict == TOO_BIG)
 		verdict = F(too_big)(skb, &rare->pkt, &rare->tuple);
 	if (verdict == REJECT)
@@ -96,15 +115,22 @@ __noinline int F(egress_rare)(struct __sk_buff *skb)
 	case RARE_BROKEN:
 		return TC_ACT_UNSPEC;
 	case RARE_ERROR:
-		return F(translate_error)(skb, rare, true);
+		verdict = F(translate_error)(skb, rare, true);
+		break;
 	case RARE_LATER:
 		verdict = F(follow_fragment)(rare);
 		break;
 	case RARE_FLOW:
 		verdict = F(serve_answer)(skb, &rare->pkt, &rare->tuple,
 					  &rare->target);
+		verdict = F(check_fragment)(rare, verdict);
 		if (rare->pkt.fragment)
 			F(remember_fragment)(rare, verdict);
+	}
+	if (verdict == SEND_BACK) {
+		verdict = F(forward_rare)(skb, &rare->pkt, &rare->tuple,
+					  &rare->target);
+		return verdict == TOO_BIG ? drop(METRIC_DROP_ROUTE) : verdict;
 	}
 	if (verdict != TRANSLATE)
 		return verdict;

@@ -51,6 +51,29 @@ static __always_inline long F(rewrite)(struct __sk_buff *skb,
 	return F(store_headers)(skb, pkt, to, addresses, ttl, true);
 }
 
+static __always_inline long F(rewrite_sctp)(struct __sk_buff *skb,
+					    const struct packet *pkt,
+					    const struct F(tuple) *from,
+					    const struct F(tuple) *to)
+{
+	__u32 off = pkt->l4_off + offsetof(struct sctp_header, check);
+	__u32 check;
+	long err;
+
+	if (same_ports(&from->sport, &to->sport))
+		return 0;
+	err = bpf_skb_load_bytes(skb, off, &check, sizeof(check));
+	if (err)
+		return err;
+	check = sctp_check(check, &from->sport, &to->sport, pkt->l4_len);
+	err = bpf_skb_store_bytes(skb, off, &check, sizeof(check),
+				  BPF_F_RECOMPUTE_CSUM);
+	if (err)
+		return err;
+	return bpf_skb_store_bytes(skb, pkt->l4_off, &to->sport, 4,
+				   BPF_F_RECOMPUTE_CSUM);
+}
+
 /* The same for packets with other things than TCP or UDP in them. */
 static __always_inline long F(rewrite_rare)(struct __sk_buff *skb,
 					    const struct packet *pkt,
@@ -60,9 +83,15 @@ static __always_inline long F(rewrite_rare)(struct __sk_buff *skb,
 	__u32 addresses;
 	long err;
 
-	if (is_served(pkt->proto) && !pkt->later)
+	if ((pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP) &&
+	    !pkt->later)
 		return F(rewrite)(skb, pkt, from, to, ttl);
 	addresses = F(address_change)(from, to);
+	if (pkt->proto == IPPROTO_SCTP && !pkt->later) {
+		err = F(rewrite_sctp)(skb, pkt, from, to);
+		if (err)
+			return err;
+	}
 	if (pkt->proto == IPPROTO_ICMPV6 && !pkt->later) {
 		err = bpf_l4_csum_replace(
 			skb,

@@ -7,6 +7,7 @@ use kubenet_core::{
         ApplyReport, Capabilities, Close, Counters, Datapath, DatapathError, DatapathEvent, DrainStatus,
         ErrorKind, EventHub, Feature, Limitation,
     },
+    model::Protocol,
     route::{FrontendKind, RouteDelta, RouteTable},
     worker::Worker,
 };
@@ -131,6 +132,7 @@ fn closed(operation: &'static str) -> DatapathError {
 
 fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
     let mut capabilities = Capabilities::basic();
+    capabilities.protocols = Protocol::ALL.into();
     capabilities.frontends = FrontendKind::ALL.into();
     capabilities.features = [
         Feature::Weights,
@@ -176,9 +178,15 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
         "the least recently seen are forgotten when there are more than MapSizes::affinities",
     );
     add(
-        "fragments that overtake the first of their datagram",
-        "they have no ports: to an address that is a Service's alone they are dropped and counted, others are left \
-         to the stack",
+        "fragments out of order",
+        "only a datagram's first fragment has ports: one that comes before it is dropped and counted at a cluster \
+         IP, and left to the stack elsewhere, as it may be anybody's; the datagram is lost",
+    );
+    add(
+        "SCTP",
+        "associations have one address on each side; a fragmented packet whose port is to be changed is dropped and \
+         counted, as its checksum depends on the length of the whole; this node's own processes reach no Service by \
+         SCTP, for which the kernel has no socket programs",
     );
     add(
         "masqueraded packets that may be fragmented",

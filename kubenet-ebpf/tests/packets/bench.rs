@@ -85,10 +85,18 @@ pub fn on_bench(test: impl FnOnce(&mut Bench) + Send) {
 
 /// Runs a test once for each family and protocol, on one bench.
 pub fn for_each_kind(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
-    on_bench(|bench| each_kind(bench, |bench, net, proto| test(bench, net, proto)));
+    on_bench(|bench| each_kind(bench, &Proto::ALL, |bench, net, proto| test(bench, net, proto)));
 }
 
-/// The same with real frames at the external device, where the programs are attached.
+/// The same without SCTP.
+pub fn for_tcp_and_udp(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
+    on_bench(|bench| {
+        each_kind(bench, &[Proto::Tcp, Proto::Udp], |bench, net, proto| test(bench, net, proto))
+    });
+}
+
+/// The same with real frames at the external device, where the programs are attached. A TAP device completes no
+/// checksums of SCTP.
 pub fn for_each_kind_on_tap(test: impl Fn(&mut Bench, &mut Tap, Net, Proto) + Send + Sync) {
     if !Path::new("/dev/net/tun").exists() {
         return skip("there is no /dev/net/tun");
@@ -96,7 +104,7 @@ pub fn for_each_kind_on_tap(test: impl Fn(&mut Bench, &mut Tap, Net, Proto) + Se
     run_on(TAP, |bench| {
         let mut tap = Tap::open("ext0");
         bench.attach();
-        each_kind(bench, |bench, net, proto| test(bench, &mut tap, net, proto));
+        each_kind(bench, &[Proto::Tcp, Proto::Udp], |bench, net, proto| test(bench, &mut tap, net, proto));
     });
 }
 
@@ -117,12 +125,12 @@ fn run_on(external: &str, test: impl FnOnce(&mut Bench) + Send) {
     });
 }
 
-fn each_kind(bench: &mut Bench, mut test: impl FnMut(&mut Bench, Net, Proto)) {
+fn each_kind(bench: &mut Bench, protocols: &[Proto], mut test: impl FnMut(&mut Bench, Net, Proto)) {
     for net in [V4, V6] {
-        for proto in [Proto::Tcp, Proto::Udp] {
+        for proto in protocols {
             eprintln!("{proto:?} from {}", net.pod);
             bench.clear();
-            test(bench, net, proto);
+            test(bench, net, *proto);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use kubenet_core::maglev;
 
 use crate::{
-    bench::{Bench, Hook, MAGLEV, REDIRECT, for_each_kind},
+    bench::{Bench, Hook, MAGLEV, REDIRECT, for_each_kind, for_tcp_and_udp},
     frame::{Frame, Proto},
     nets::{Net, at},
 };
@@ -76,7 +76,7 @@ fn maglev_gives_a_client_what_the_table_says_from_any_port() {
 
 #[test]
 fn maglev_masquerades_where_a_flow_with_the_clients_port_is_there_already() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [one, two] = [8080, 8081].map(|port| bench.backend(at(net.pod_there, port), 0));
         // Two frontends with one table; the client has the same backend behind both.
         let slots: Vec<u32> = (0..256).map(|slot| if slot % 2 == 0 { one } else { two }).collect();

@@ -176,7 +176,7 @@ fn udp_without_a_checksum_stays_without_over_ipv4() {
 #[test]
 fn a_udp_checksum_that_comes_to_zero_is_written_as_all_ones() {
     for_each_kind(|bench, net, proto| {
-        if proto == Proto::Tcp {
+        if proto != Proto::Udp {
             return;
         }
         let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 53), at(net.pod_there, 53));

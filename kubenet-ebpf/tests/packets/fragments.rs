@@ -1,11 +1,11 @@
-//! Fragments: those without ports follow the first one ([L4]).
+//! Fragments of TCP and UDP: those without ports follow the first one ([L4]).
 
 use std::net::SocketAddr;
 
 use crate::{
     bench::{
         Bench, DRAINING, Hook, INTERNAL_DROP, LOCAL, MASQ_OUTSIDE, Metric, OK, REDIRECT, SHOT, SOURCE_RANGES,
-        UNSPEC, for_each_kind,
+        UNSPEC, for_tcp_and_udp,
     },
     frame::{Flags, Frame, L3, Proto},
     nets::{Net, at},
@@ -71,7 +71,7 @@ fn served(bench: &mut Bench, net: Net, proto: Proto) -> [SocketAddr; 3] {
 
 #[test]
 fn l4_fragments_go_where_the_first_one_goes_there_and_back() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         let sent = large(proto, client, frontend);
         bench.expect_fragments_forwarded(Hook::FromPod, sent.clone(), client, backend);
@@ -85,7 +85,7 @@ fn l4_fragments_go_where_the_first_one_goes_there_and_back() {
 
 #[test]
 fn l4_masqueraded_fragments_go_where_the_first_one_goes_there_and_back() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (client, frontend, backend) = (at(net.outside, 40000), at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
@@ -99,7 +99,7 @@ fn l4_masqueraded_fragments_go_where_the_first_one_goes_there_and_back() {
 
 #[test]
 fn l4_fragments_of_a_process_of_this_node_are_renamed_on_their_way_out() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (client, frontend, backend) = (at(net.outside, 40000), at(net.vip, 80), at(net.node, 8080));
         let id = bench.backend(backend, LOCAL);
         bench.serve(frontend, proto, 0, &[id], &[id]);
@@ -112,7 +112,7 @@ fn l4_fragments_of_a_process_of_this_node_are_renamed_on_their_way_out() {
 
 #[test]
 fn l4_fragments_keep_options_extensions_and_absent_checksums() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         let mut frame = large(proto, client, frontend);
         frame.no_checksum = proto == Proto::Udp;
@@ -128,7 +128,7 @@ fn l4_fragments_keep_options_extensions_and_absent_checksums() {
 
 #[test]
 fn l4_a_fragment_before_the_first_is_dropped_at_a_cluster_ip_and_else_passes() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         let frame = large(proto, client, frontend);
         for hook in [Hook::FromPod, Hook::FromExternal] {
@@ -145,7 +145,7 @@ fn l4_a_fragment_before_the_first_is_dropped_at_a_cluster_ip_and_else_passes() {
 
 #[test]
 fn l4_a_fragment_of_another_datagram_is_not_mistaken() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         let frame = large(proto, client, frontend);
         bench.expect_fragments_forwarded(Hook::FromPod, frame.clone(), client, backend);
@@ -166,7 +166,7 @@ fn l4_a_fragment_of_another_datagram_is_not_mistaken() {
 
 #[test]
 fn l4_where_the_first_fragment_is_dropped_so_are_the_others() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let client = at(net.pod, 40000);
         let id = bench.backend(at(net.pod_there, 8080), 0);
         bench.serve(at(net.vip, 81), proto, INTERNAL_DROP, &[], &[]);
@@ -193,7 +193,7 @@ fn l4_where_the_first_fragment_is_dropped_so_are_the_others() {
 
 #[test]
 fn l4_where_the_first_fragment_passes_so_do_the_others() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         for hook in [Hook::FromPod, Hook::FromExternal, Hook::ToDevice] {
             let direct = large(proto, client, backend);
@@ -212,7 +212,7 @@ fn l4_where_the_first_fragment_passes_so_do_the_others() {
 
 #[test]
 fn l4_a_first_fragment_without_ports_does_not_reach_a_cluster_ip() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         // Eight bytes of TCP hide its flags in the second fragment.
         if proto == Proto::Udp {
@@ -230,7 +230,7 @@ fn l4_a_first_fragment_without_ports_does_not_reach_a_cluster_ip() {
 
 #[test]
 fn l4_fragments_cut_at_any_length_pass() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         let mut frame = large(proto, client, frontend);
         bench.expect_fragments_forwarded(Hook::FromPod, frame.clone(), client, backend);
@@ -247,7 +247,7 @@ fn l4_fragments_cut_at_any_length_pass() {
 
 #[test]
 fn l4_fragments_too_large_for_the_way_go_on_through_the_stack() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         if net.vip.is_ipv6() {
             return;
         }
@@ -271,7 +271,7 @@ fn l4_fragments_too_large_for_the_way_go_on_through_the_stack() {
 
 #[test]
 fn l4_a_fragment_at_the_end_of_its_hops_is_dropped_and_counted() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
         let frame = large(proto, client, frontend);
         bench.expect_fragments_forwarded(Hook::FromPod, frame.clone(), client, backend);
@@ -282,7 +282,7 @@ fn l4_a_fragment_at_the_end_of_its_hops_is_dropped_and_counted() {
 /// Whole, but with the header of a fragment (RFC 6946).
 #[test]
 fn l4_an_atomic_fragment_is_a_whole_packet() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         if net.vip.is_ipv4() {
             return;
         }

@@ -15,18 +15,22 @@ pub const L3: usize = 14;
 pub enum Proto {
     Tcp,
     Udp,
+    Sctp,
 }
 
 impl Proto {
+    pub const ALL: [Proto; 3] = [Proto::Tcp, Proto::Udp, Proto::Sctp];
+
     pub fn number(self) -> u8 {
         match self {
             Proto::Tcp => 6,
             Proto::Udp => 17,
+            Proto::Sctp => 132,
         }
     }
 }
 
-/// Which TCP flags a frame has. For UDP it makes no difference.
+/// Which TCP flags a frame has, or what SCTP has for them. For UDP it makes no difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flags {
     Syn,
@@ -36,7 +40,18 @@ pub enum Flags {
     Rst,
 }
 
-/// One frame with TCP or UDP in it.
+/// With the checksum that an independent implementation gives it, or with that left to the device.
+fn sctp_packet(from: u16, to: u16, tag: u32, chunks: &[u8], no_checksum: bool) -> Vec<u8> {
+    let (from, to, tag) = (from.to_be_bytes(), to.to_be_bytes(), tag.to_be_bytes());
+    let mut packet = [&from[..], &to, &tag, &[0; 4], chunks].concat();
+    if !no_checksum {
+        let checksum = crc32c::crc32c(&packet);
+        packet[8..12].copy_from_slice(&checksum.to_le_bytes());
+    }
+    packet
+}
+
+/// One frame with a transport protocol in it.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub mac_from: [u8; 6],
@@ -53,7 +68,7 @@ pub struct Frame {
     pub dont_fragment: bool,
     /// Number of the datagram, for its fragments.
     pub id: u16,
-    /// UDP without a checksum.
+    /// UDP without a checksum, SCTP with one that the device is to fill in.
     pub no_checksum: bool,
     pub payload: Vec<u8>,
 }
@@ -144,6 +159,10 @@ impl Frame {
         let step = PacketBuilder::ethernet2(self.mac_from, self.mac_to).ip(self.ip());
         let mut out = Vec::new();
         match self.proto {
+            Proto::Sctp => {
+                let number = IpNumber(self.proto.number());
+                step.write(&mut out, number, &self.sctp()).expect("frame");
+            }
             Proto::Tcp => {
                 let mut tcp = TcpHeader::new(self.from.port(), self.to.port(), 1000, 4096);
                 tcp.syn = matches!(self.flags, Flags::Syn | Flags::SynAck);
@@ -190,6 +209,46 @@ impl Frame {
             out
         };
         pieces.iter().enumerate().map(fragment).collect()
+    }
+
+    /// A packet of SCTP with one chunk.
+    fn sctp(&self) -> Vec<u8> {
+        let (kind, mut body) = match self.flags {
+            // Tag, window, streams, number of the first chunk; then a parameter that nobody knows.
+            Flags::Syn => {
+                (1, vec![0xa1, 0xa2, 0xa3, 0xa4, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 9, 0x80, 0, 0, 4])
+            }
+            Flags::SynAck => {
+                (2, vec![0xb1, 0xb2, 0xb3, 0xb4, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 9, 0x80, 0, 0, 4])
+            }
+            Flags::Ack => (0, vec![0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0]),
+            Flags::Fin => (14, Vec::new()),
+            Flags::Rst => (6, Vec::new()),
+        };
+        body.extend(&self.payload);
+        let length = 4 + body.len();
+        body.resize(body.len().next_multiple_of(4), 0);
+        let tag: u32 = if self.flags == Flags::Syn { 0 } else { 0xa1a2_a3a4 };
+        let chunk = [&[kind, 0][..], &(length as u16).to_be_bytes(), &body].concat();
+        sctp_packet(self.from.port(), self.to.port(), tag, &chunk, self.no_checksum)
+    }
+
+    /// The abort that refuses this INIT.
+    pub fn abort(&self) -> Vec<u8> {
+        let packet =
+            sctp_packet(self.to.port(), self.from.port(), 0xa1a2_a3a4, &[6, 0, 0, 4], self.no_checksum);
+        let mut out = Vec::new();
+        self.answer().write(&mut out, IpNumber(self.proto.number()), &packet).expect("abort");
+        out
+    }
+
+    /// How the node refuses the beginning of a flow.
+    pub fn refusal(&self) -> Vec<u8> {
+        match self.proto {
+            Proto::Tcp => self.reset(),
+            Proto::Udp => self.port_unreachable(),
+            Proto::Sctp => self.abort(),
+        }
     }
 
     /// Offset of the transport header.

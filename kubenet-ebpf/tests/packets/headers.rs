@@ -111,7 +111,7 @@ fn padding_is_left_alone() {
 
         frame.to = at(net.vip, 81);
         let outcome = bench.send_bytes(Hook::FromPod, &padded(&frame), 0);
-        let answer = if proto == Proto::Tcp { frame.reset() } else { frame.port_unreachable() };
+        let answer = frame.refusal();
         assert_eq!((outcome.action, outcome.bytes), (REDIRECT, answer));
     });
 }

@@ -28,6 +28,7 @@ mod lifetime;
 mod masquerade;
 mod pass;
 mod refuse;
+mod sctp;
 mod size;
 mod sources;
 mod wire;

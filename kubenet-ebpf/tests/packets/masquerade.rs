@@ -1,9 +1,9 @@
-//! Flows that are made to come from this node.
+//! Flows that are made to come from this node. Those of SCTP keep their port, see there.
 
 use std::net::SocketAddr;
 
 use crate::{
-    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, REDIRECT, SNAT6_SECOND, for_each_kind},
+    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, REDIRECT, SNAT6_SECOND, for_tcp_and_udp},
     frame::{Flags, Frame, Proto},
     nets::{Net, at},
 };
@@ -39,7 +39,7 @@ fn round_trip(
 
 #[test]
 fn outside_traffic_to_another_node_comes_from_this_one() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
@@ -56,7 +56,7 @@ fn outside_traffic_to_another_node_comes_from_this_one() {
 
 #[test]
 fn pods_are_masqueraded_when_told_so() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, MASQ_PODS, &[id], &[id]);
@@ -67,7 +67,7 @@ fn pods_are_masqueraded_when_told_so() {
 
 #[test]
 fn a_backend_reaches_itself() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_here, 8080));
         let id = bench.backend(backend, LOCAL);
         bench.serve(frontend, proto, 0, &[id], &[id]);
@@ -78,7 +78,7 @@ fn a_backend_reaches_itself() {
 
 #[test]
 fn no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
@@ -97,7 +97,7 @@ fn no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
                 bench.expect_forwarded(Hook::FromExternal, reset, frontend, at(net.outside, 1));
             }
             // Silent for long.
-            Proto::Udp => bench.age(31),
+            _ => bench.age(31),
         }
         let third = open(bench, net, Hook::FromExternal, client(3), backend);
         assert!(proto == Proto::Udp || third == first);
@@ -107,7 +107,7 @@ fn no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
 
 #[test]
 fn one_port_of_a_client_on_the_way_to_one_backend_by_two_frontends() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (one, two, backend) = (at(net.vip, 80), at(net.vip, 81), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(one, proto, 0, &[id], &[id]);
@@ -124,7 +124,7 @@ fn one_port_of_a_client_on_the_way_to_one_backend_by_two_frontends() {
 
 #[test]
 fn a_second_frontend_takes_over_the_clients_port_when_the_first_flow_has_ended() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (one, two, backend) = (at(net.vip, 80), at(net.vip, 81), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(one, proto, 0, &[id], &[id]);
@@ -138,7 +138,7 @@ fn a_second_frontend_takes_over_the_clients_port_when_the_first_flow_has_ended()
                 let fin = Frame::new(proto, backend, client).flags(Flags::Fin);
                 bench.expect_forwarded(Hook::FromExternal, fin, one, client);
             }
-            Proto::Udp => bench.age(121),
+            _ => bench.age(121),
         }
         bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, two), client, backend);
         let answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
@@ -149,7 +149,7 @@ fn a_second_frontend_takes_over_the_clients_port_when_the_first_flow_has_ended()
 
 #[test]
 fn ports_of_all_instances_serve_when_the_own_ones_run_out() {
-    for_each_kind(|bench, net, proto| {
+    for_tcp_and_udp(|bench, net, proto| {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);

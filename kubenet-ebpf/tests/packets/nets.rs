@@ -43,6 +43,14 @@ pub const V6: Net = Net {
     lost: IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0x10)),
 };
 
+/// The address behind this one.
+pub fn next(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(a) => Ipv4Addr::from_bits(a.to_bits() + 1).into(),
+        IpAddr::V6(a) => Ipv6Addr::from_bits(a.to_bits() + 1).into(),
+    }
+}
+
 /// An address and a port.
 pub fn at(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)

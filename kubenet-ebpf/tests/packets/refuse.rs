@@ -9,8 +9,7 @@ use crate::{
 #[track_caller]
 fn expect_refused(bench: &mut Bench, hook: Hook, frame: Frame) {
     let before = bench.metric(Metric::Rejected);
-    let answer = if frame.proto == Proto::Tcp { Frame::reset } else { Frame::port_unreachable };
-    bench.expect_answered(hook, frame, answer);
+    bench.expect_answered(hook, frame, Frame::refusal);
     assert_eq!(bench.metric(Metric::Rejected), before + 1);
 }
 

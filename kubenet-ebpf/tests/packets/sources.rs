@@ -54,8 +54,7 @@ fn ranges_come_before_the_answers_of_an_empty_service() {
         let pod = Frame::new(proto, at(net.pod, 40_000), frontend);
         bench.expect_dropped(Hook::FromPod, pod, Metric::SourceRange);
         let outside = Frame::new(proto, at(net.outside, 40_000), frontend);
-        let answer = if proto == Proto::Tcp { Frame::reset } else { Frame::port_unreachable };
-        bench.expect_answered(Hook::FromExternal, outside, answer);
+        bench.expect_answered(Hook::FromExternal, outside, Frame::refusal);
     });
 }
 
@@ -69,7 +68,7 @@ fn a_client_that_is_no_longer_admitted_keeps_its_connections_and_opens_no_more()
         bench.expect_forwarded(Hook::FromExternal, Frame::new(proto, client, frontend), client, backend);
         bench.remove_source_range(service, net.outside, 24);
         let more = Frame::new(proto, client, frontend).flags(Flags::Ack);
-        if proto == Proto::Tcp {
+        if proto != Proto::Udp {
             bench.expect_forwarded(Hook::FromExternal, more, client, backend);
         } else {
             bench.expect_dropped(Hook::FromExternal, more, Metric::SourceRange);
