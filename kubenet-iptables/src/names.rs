@@ -17,7 +17,7 @@ const HASH_LENGTH: usize = 16;
 const HASHED: [&str; 7] = ["SVC", "SVL", "EXT", "SEP", "NET", "FW", "XLB"];
 
 /// The last two are kube-proxy's alone.
-const FIXED: [&str; 9] = [
+const FIXED: [&str; 10] = [
     "SERVICES",
     "NODEPORTS",
     "EXTERNAL-SERVICES",
@@ -25,6 +25,7 @@ const FIXED: [&str; 9] = [
     "POSTROUTING",
     "FORWARD",
     "STATE",
+    "NO-PORT",
     "PROXY-FIREWALL",
     "PROXY-CANARY",
 ];
@@ -64,6 +65,8 @@ pub(crate) struct Names {
     pub(crate) mark_masq: ChainName,
     pub(crate) postrouting: ChainName,
     pub(crate) forward: ChainName,
+    /// Refuses what is dialled at a cluster IP but at none of its ports.
+    pub(crate) no_port: ChainName,
     /// Never jumped to: its comments hold what [`crate::read`] needs and no rule shows.
     pub(crate) state: ChainName,
 }
@@ -79,6 +82,7 @@ impl Names {
             mark_masq: name("MARK-MASQ"),
             postrouting: name("POSTROUTING"),
             forward: name("FORWARD"),
+            no_port: name("NO-PORT"),
             state: name("STATE"),
         }
     }
@@ -105,6 +109,34 @@ impl Names {
         }
     }
 
+    /// The `n`th chain of source ranges. One is usual.
+    pub(crate) fn firewall(&self, group: &NameHash, n: usize) -> ChainName {
+        match n {
+            0 => self.hashed("FW", group),
+            _ => self.hashed("FW", &NameHash::of(&[group.as_str(), "#", &n.to_string()])),
+        }
+    }
+
+    /// Whether it is a chain that decides by origin.
+    pub(crate) fn is_entry(&self, chain: &ChainName) -> bool {
+        self.is_of_kind(chain, "-EXT-")
+    }
+
+    /// Whether it is a chain of source ranges.
+    pub(crate) fn is_firewall(&self, chain: &ChainName) -> bool {
+        self.is_of_kind(chain, "-FW-")
+    }
+
+    /// Whether it is a chain that picks from a set of backends.
+    pub(crate) fn is_set(&self, chain: &ChainName) -> bool {
+        ["-SVC-", "-SVL-"].iter().any(|kind| self.is_of_kind(chain, kind))
+    }
+
+    fn is_of_kind(&self, chain: &ChainName, kind: &str) -> bool {
+        let rest = chain.as_ref().strip_prefix(self.prefix.as_str());
+        rest.is_some_and(|rest| rest.starts_with(kind))
+    }
+
     /// The chain of one local endpoint of a Service port.
     pub(crate) fn endpoint(&self, name_and_protocol: &str, endpoint: SocketAddr) -> ChainName {
         self.hashed("SEP", &NameHash::of(&[name_and_protocol, &endpoint.to_string()]))
@@ -117,8 +149,7 @@ impl Names {
 
     /// Whether it is a chain for destinations in a part of the address space.
     pub(crate) fn is_part(&self, chain: &ChainName) -> bool {
-        let rest = chain.as_ref().strip_prefix(self.prefix.as_str());
-        rest.is_some_and(|rest| rest.starts_with("-NET-"))
+        self.is_of_kind(chain, "-NET-")
     }
 
     /// The chain that marks flows for masquerading by their origin: `KUBE-MASQ-NO` for those from the node

@@ -30,6 +30,8 @@ pub(crate) struct Found {
     /// The programs of the other variant, where they are.
     pub(crate) other: Vec<Tools>,
     pub(crate) random_fully: bool,
+    /// Whether a rule can compare the addresses of a packet.
+    pub(crate) hairpin: bool,
     /// Whether stale flows can be cut.
     pub(crate) conntrack: bool,
 }
@@ -67,11 +69,12 @@ pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
     };
     let wanted = config.families.clone().unwrap_or_else(|| IpFamily::ALL.to_vec());
     let (mut tools, mut failures) = (Vec::new(), Vec::new());
-    let (mut random_fully, mut tracking) = (true, true);
+    let (mut random_fully, mut hairpin, mut tracking) = (true, true, true);
     for family in &wanted {
         match config.programs.tools(backend, *family).and_then(|tools| Ok((features(&tools)?, tools))) {
             Ok((features, found)) => {
                 random_fully &= features.random_fully;
+                hairpin &= features.hairpin;
                 tracking &= features.conntrack;
                 tools.push(found);
             }
@@ -92,7 +95,7 @@ pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
         tracing::info!(%family, reason = %failure, "address family left out");
     }
     let other = wanted.iter().filter_map(|f| config.programs.tools(backend.other(), *f).ok()).collect();
-    Ok(Found { backend, tools, other, random_fully, conntrack: tracking })
+    Ok(Found { backend, tools, other, random_fully, hairpin, conntrack: tracking })
 }
 
 fn enter(path: &Path) -> Result<(), (ErrorKind, String, io::Error)> {
@@ -139,33 +142,38 @@ pub(crate) fn legacy_table_exists(family: IpFamily, table: &str) -> bool {
 
 struct Features {
     random_fully: bool,
+    hairpin: bool,
     conntrack: bool,
 }
 
 /// Programs routes of every kind in a network namespace of its own, which ends at once.
 fn features(tools: &Tools) -> Result<Features, ExecError> {
     let tried = netns::in_a_new_one(|| {
-        let mut random_fully = true;
-        let mut result = tools.restore(&everything(tools.family, random_fully));
-        if result.as_ref().is_err_and(|e| e.kind != ErrorKind::Permission && e.kind != ErrorKind::Unavailable)
-        {
-            random_fully = false;
-            result = tools.restore(&everything(tools.family, random_fully));
+        let mut tried = Err(ExecError::new(ErrorKind::Internal, "nothing was tried"));
+        // With all that can be done without.
+        for (random_fully, hairpin) in [(true, true), (true, false), (false, true), (false, false)] {
+            let conntrack = || conntrack::translated_flows(tools.family).is_ok();
+            let result = tools.restore(&everything(tools.family, random_fully, hairpin));
+            tried = result.map(|()| Features { random_fully, hairpin, conntrack: conntrack() });
+            let may_help = |e: &ExecError| !matches!(e.kind, ErrorKind::Permission | ErrorKind::Unavailable);
+            if !tried.as_ref().is_err_and(may_help) {
+                break;
+            }
         }
-        result
-            .map(|()| Features { random_fully, conntrack: conntrack::translated_flows(tools.family).is_ok() })
+        tried
     });
     match tried {
         Ok(result) => result,
         // Not allowed to make one (a container without CAP_SYS_ADMIN): the first transaction will tell.
         Err(_) => {
-            Ok(Features { random_fully: true, conntrack: conntrack::translated_flows(tools.family).is_ok() })
+            let conntrack = conntrack::translated_flows(tools.family).is_ok();
+            Ok(Features { random_fully: true, hairpin: false, conntrack })
         }
     }
 }
 
 /// A transaction with every match and target that plans use.
-fn everything(family: IpFamily, random_fully: bool) -> String {
+fn everything(family: IpFamily, random_fully: bool, hairpin: bool) -> String {
     let address = |n: u8| match family {
         IpFamily::V4 => IpAddr::from([192, 0, 2, n]),
         IpFamily::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)]),
@@ -196,7 +204,8 @@ fn everything(family: IpFamily, random_fully: bool) -> String {
         }
     }
     let table = RouteTable::new(Revision(1), Arc::new(node), routes.into_iter().map(Arc::new));
-    let context = Context { names: Names::new("KUBE"), random_fully, families: vec![family] };
+    let families = vec![family];
+    let context = Context { names: Names::new("KUBE"), random_fully, hairpin, families };
     let edits: Vec<_> = context.jumps().iter().map(|jump| JumpEdit::insert(jump, family)).collect();
     let planner = Planner::new(Arc::new(context), table);
     let chains = planner.chains(family).map(|chains| crate::plan::changes(&Chains::new(), chains));

@@ -4,13 +4,13 @@
 //! found. A route whose rules are not exactly what it needs is not served, and is left out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     num::NonZeroU16,
     sync::Arc,
 };
 
 use kubenet_core::{
-    model::IpFamily,
+    model::{IpFamily, Protocol},
     route::{Backend, Frontend, NodeRouting, Revision, Route, RouteTable, Target as RouteTarget},
 };
 
@@ -100,33 +100,64 @@ struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    fn routes(&self, family: IpFamily) -> Vec<Arc<Route>> {
+    /// The rules of a table that dispatch.
+    fn dispatch(&self, table: Table) -> impl Iterator<Item = &Rule> {
         let names = &self.context.names;
-        let dispatches =
-            |chain: &ChainName| [&names.services, &names.node_ports].contains(&chain) || names.is_part(chain);
+        let chains = self.chains.iter().filter(move |((of, name), _)| {
+            *of == table && ([&names.services, &names.node_ports].contains(&name) || names.is_part(name))
+        });
+        chains.flat_map(|(_, rules)| rules.iter())
+    }
+
+    fn routes(&self, family: IpFamily) -> Vec<Arc<Route>> {
+        // A cluster IP's record is not with the rule that leads to its backends.
+        let ways: HashMap<Frontend, &Rule> = self
+            .dispatch(Table::Nat)
+            .filter(|rule| self.leads(rule))
+            .filter_map(|rule| Some((frontend(family, rule, None)?, rule)))
+            .collect();
         let mut routes = Vec::new();
-        for (_, rules) in self.chains.iter().filter(|((_, name), _)| dispatches(name)) {
+        for table in Table::ALL {
             let mut begun = String::new();
-            for rule in rules.iter() {
+            for rule in self.dispatch(table) {
                 if let Some(part) = rule.comment.strip_prefix(CONTINUED) {
                     begun.push_str(part);
                     continue;
                 }
                 let text = std::mem::take(&mut begun) + &rule.comment;
-                routes.extend(RouteRecord::parse(&text).and_then(|record| self.route(family, rule, record)));
+                let Some(record) = RouteRecord::parse(&text) else { continue };
+                let Some(frontend) = frontend(family, rule, record.port) else { continue };
+                let way = if record.port.is_some() { ways.get(&frontend).copied() } else { Some(rule) };
+                let backend = record::parse_backend(&text);
+                routes.extend(self.route(frontend, way, backend, record));
             }
         }
         routes.into_iter().map(Arc::new).collect()
     }
 
-    fn route(&self, family: IpFamily, rule: &Rule, record: RouteRecord) -> Option<Route> {
-        let (port, protocol): (NonZeroU16, _) = (rule.port?, rule.protocol?);
-        let frontend = match rule.destination {
-            Some(net) => Frontend::ip(net.addr(), port, protocol),
-            None => Frontend::node_port(family, port, protocol),
-        };
-        let (internal, external) = match &rule.target {
+    /// Whether a rule leads to backends.
+    fn leads(&self, rule: &Rule) -> bool {
+        let names = &self.context.names;
+        match &rule.target {
+            Some(Target::Dnat(_)) => true,
+            Some(Target::Jump(to)) => names.is_set(to) || names.is_entry(to) || names.is_firewall(to),
+            _ => false,
+        }
+    }
+
+    fn route(
+        &self,
+        frontend: Frontend,
+        way: Option<&Rule>,
+        backend: Option<Backend>,
+        record: RouteRecord,
+    ) -> Option<Route> {
+        let (internal, external) = match way.and_then(|rule| rule.target.as_ref()) {
             Some(Target::Jump(chain)) => self.sets(chain)?,
+            Some(Target::Dnat(_)) => {
+                let only: Backends = [backend.or(way.and_then(backend_of))?].into();
+                (Arc::clone(&only), only)
+            }
             _ => (Arc::from([]), Arc::from([])),
         };
         let internal = RouteTarget { backends: internal, when_empty: record.internal_empty };
@@ -142,41 +173,55 @@ impl Decoder<'_> {
         self.chains.get(&(Table::Nat, chain.clone()))
     }
 
-    /// The chain that a chain of source ranges leads to; any other is meant itself.
-    fn behind<'c>(&'c self, chain: &'c ChainName) -> Option<&'c ChainName> {
-        let guarded = self.rules(chain)?.iter().find_map(|rule| match &rule.target {
-            Some(Target::Goto(to)) => Some(to),
-            _ => None,
-        });
-        Some(guarded.unwrap_or(chain))
-    }
-
-    /// The internal and the external backends behind a chain: it picks itself, or decides by origin.
+    /// The internal and the external backends behind a chain.
     fn sets(&self, chain: &ChainName) -> Option<(Backends, Backends)> {
-        let chain = self.behind(chain)?;
-        let backends = self.backends(chain)?;
-        if !backends.is_empty() {
+        let names = &self.context.names;
+        let rules = self.rules(chain)?;
+        if names.is_firewall(chain) {
+            // All that are admitted are led alike.
+            return rules.iter().find_map(|rule| match &rule.target {
+                Some(Target::Goto(to)) => self.sets(to),
+                _ => self.set(rule).map(|set| (Arc::clone(&set), set)),
+            });
+        }
+        if !names.is_entry(chain) {
+            let backends = self.backends(chain)?;
             return Some((Arc::clone(&backends), backends));
         }
         let by_origin =
             |rule: &&Rule| rule.source.is_some() || rule.source_is_local || rule.interface.is_some();
-        let rules = self.rules(chain)?;
-        let set = |rule: &Rule| match &rule.target {
-            Some(Target::Jump(set)) if *set != self.context.names.mark_masq => {
-                self.backends(set).filter(|backends| !backends.is_empty())
-            }
-            _ => None,
-        };
-        let external = rules.iter().filter(|r| !by_origin(r)).find_map(set);
-        if !rules.iter().any(|rule| by_origin(&rule)) {
-            let both = external?;
-            return Some((Arc::clone(&both), both));
-        }
-        let internal = rules.iter().filter(by_origin).find_map(set);
+        let internal = rules.iter().filter(by_origin).find_map(|rule| self.set(rule));
+        let external = rules.iter().filter(|r| !by_origin(r)).find_map(|rule| self.set(rule));
         Some((internal.unwrap_or_default(), external.unwrap_or_default()))
     }
 
-    fn backends(&self, chain: &ChainName) -> Option<Backends> {
-        Some(self.rules(chain)?.iter().filter_map(|rule| record::parse_backend(&rule.comment)).collect())
+    /// The backends that a rule leads to.
+    fn set(&self, rule: &Rule) -> Option<Backends> {
+        match &rule.target {
+            Some(Target::Jump(chain)) if self.context.names.is_set(chain) => self.backends(chain),
+            Some(Target::Dnat(_)) => Some([backend_of(rule)?].into()),
+            _ => None,
+        }
     }
+
+    fn backends(&self, chain: &ChainName) -> Option<Backends> {
+        Some(self.rules(chain)?.iter().filter_map(backend_of).collect())
+    }
+}
+
+/// The frontend that a rule is about.
+fn frontend(family: IpFamily, rule: &Rule, port: Option<(Protocol, NonZeroU16)>) -> Option<Frontend> {
+    let (protocol, port) = port.or(rule.protocol.zip(rule.port))?;
+    Some(match rule.destination {
+        Some(net) => Frontend::ip(net.addr(), port, protocol),
+        None => Frontend::node_port(family, port, protocol),
+    })
+}
+
+/// What a rule says about the backend that it leads to.
+fn backend_of(rule: &Rule) -> Option<Backend> {
+    record::parse_backend(&rule.comment).or_else(|| match rule.target {
+        Some(Target::Dnat(to)) => Some(Backend::new(to.ip(), to.port().try_into().ok()?, false)),
+        _ => None,
+    })
 }

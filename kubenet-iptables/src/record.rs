@@ -7,10 +7,10 @@ use std::{fmt::Write as _, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 use kubenet_core::{
-    model::LocalDetector,
+    model::{LocalDetector, Protocol},
     route::{
-        Backend, BackendState, FrontendKind, Masquerade, NodeRouting, Revision, Route, ServicePortName,
-        SourceRanges, WhenEmpty,
+        Backend, BackendState, FrontendAddress, FrontendKind, Masquerade, NodeRouting, Revision, Route,
+        ServicePortName, SourceRanges, WhenEmpty,
     },
 };
 
@@ -88,6 +88,8 @@ pub(crate) struct RouteRecord {
     pub(crate) internal_empty: WhenEmpty,
     pub(crate) external_empty: WhenEmpty,
     pub(crate) source_ranges: Option<Arc<SourceRanges>>,
+    /// Of a cluster IP: its rule does not show them.
+    pub(crate) port: Option<(Protocol, NonZeroU16)>,
 }
 
 fn empty_word(empty: WhenEmpty) -> &'static str {
@@ -136,11 +138,15 @@ impl RouteRecord {
             internal_empty: route.internal.when_empty,
             external_empty: route.external.when_empty,
             source_ranges: route.source_ranges.clone(),
+            port: (route.kind == FrontendKind::ClusterIp
+                && matches!(route.frontend.address, FrontendAddress::Ip(_)))
+            .then_some((route.frontend.protocol, route.frontend.port)),
         }
     }
 
     /// The comments that hold it. All but the last belong on rules of their own, without a target.
-    pub(crate) fn comments(&self) -> Vec<String> {
+    /// They also say what is to be said about the only backend.
+    pub(crate) fn comments(&self, backend: Option<&Backend>) -> Vec<String> {
         let mut text = encode_name(&self.service_port);
         let kind = self.kind.as_str();
         let on = if self.on_cluster_ip && self.kind != FrontendKind::ClusterIp { ON_CLUSTER_IP } else { "" };
@@ -152,13 +158,19 @@ impl RouteRecord {
         if origins.is_empty() {
             origins.push("none");
         }
-        let _ =
-            write!(text, " {kind}{on} masq={} empty={}", origins.join(","), empty_word(self.internal_empty));
+        let _ = write!(text, " {kind}{on}");
+        if let Some((protocol, port)) = self.port {
+            let _ = write!(text, " port={}/{port}", protocol.as_lower_str());
+        }
+        let _ = write!(text, " masq={} empty={}", origins.join(","), empty_word(self.internal_empty));
         if self.external_empty != self.internal_empty {
             let _ = write!(text, "/{}", empty_word(self.external_empty));
         }
         if let Some(ranges) = &self.source_ranges {
             let _ = write!(text, " from={}", encode_ranges(ranges));
+        }
+        if let Some(backend) = backend {
+            text = backend_comment(&text, backend);
         }
         let mut comments = Vec::new();
         // The text is ASCII, so any position is a boundary between characters.
@@ -172,12 +184,21 @@ impl RouteRecord {
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
+        // What a rule that translates says about its backend.
+        let text = text.split_once(ARROW).map_or(text, |(text, _)| text.trim_end());
         let (text, source_ranges) = match text.rsplit_once(" from=") {
             Some((text, ranges)) => (text, Some(Arc::new(decode_ranges(ranges)?))),
             None => (text, None),
         };
         let (text, empty) = text.rsplit_once(" empty=")?;
         let (text, origins) = text.rsplit_once(" masq=")?;
+        let (text, port) = match text.rsplit_once(" port=") {
+            Some((text, port)) => {
+                let (protocol, port) = port.split_once('/')?;
+                (text, Some((protocol.parse().ok()?, port.parse().ok()?)))
+            }
+            None => (text, None),
+        };
         let (name, words) = text.split_once(' ')?;
         let (words, won) = words.strip_suffix(ON_CLUSTER_IP).map_or((words, false), |words| (words, true));
         let kind = FrontendKind::ALL.into_iter().find(|kind| kind.as_str() == words)?;
@@ -200,13 +221,23 @@ impl RouteRecord {
             internal_empty: parse_empty(internal)?,
             external_empty: parse_empty(external)?,
             source_ranges,
+            port,
         })
     }
 }
 
+/// Between whose backend it is and what is to be said about it.
+const ARROW: &str = "-> ";
+
+/// Whether a rule that translates to a backend says all about it.
+pub(crate) fn is_plain(backend: &Backend) -> bool {
+    *backend == Backend::new(backend.address, backend.port, false)
+}
+
 /// The comment of a rule that picks a backend.
 pub(crate) fn backend_comment(label: &str, backend: &Backend) -> String {
-    let mut text = format!("{label} -> {}", backend.socket_addr());
+    let space = if label.is_empty() { "" } else { " " };
+    let mut text = format!("{label}{space}{ARROW}{}", backend.socket_addr());
     if backend.local {
         text.push_str(" local");
     }
@@ -220,7 +251,7 @@ pub(crate) fn backend_comment(label: &str, backend: &Backend) -> String {
 }
 
 pub(crate) fn parse_backend(comment: &str) -> Option<Backend> {
-    let (_, text) = comment.rsplit_once("-> ")?;
+    let (_, text) = comment.rsplit_once(ARROW)?;
     let mut words = text.split(' ');
     let address: SocketAddr = words.next()?.parse().ok()?;
     let mut backend = Backend::new(address.ip(), address.port().try_into().ok()?, false);
@@ -319,7 +350,13 @@ mod tests {
             internal_empty in empty(),
             external_empty in empty(),
             ranges in prop::option::of(ranges()),
+            of_port in any::<bool>(),
+            backend in prop::option::of((any::<IpAddr>(), 1u16.., any::<bool>())),
         ) {
+            let backend = backend.map(|(address, weight, local)| Backend {
+                weight: weight.try_into().unwrap(),
+                ..Backend::new(address, NonZeroU16::MAX, local)
+            });
             let record = RouteRecord {
                 kind: FrontendKind::NodePort,
                 on_cluster_ip: false,
@@ -328,8 +365,9 @@ mod tests {
                 },
                 masquerade, internal_empty, external_empty,
                 source_ranges: ranges.map(Arc::new),
+                port: of_port.then_some((Protocol::Udp, NonZeroU16::MAX)),
             };
-            let comments = record.comments();
+            let comments = record.comments(backend.as_ref());
             let mut whole = String::new();
             for (i, comment) in comments.iter().enumerate() {
                 prop_assert!(comment.len() <= 255);
@@ -339,6 +377,7 @@ mod tests {
                 whole.push_str(if last { comment } else { &comment[1..] });
             }
             prop_assert_eq!(RouteRecord::parse(&whole), Some(record.clone()));
+            prop_assert_eq!(parse_backend(&whole), backend);
             prop_assert!(label(&record.service_port).len() <= LONGEST_NAME + 1);
         }
     }

@@ -6,7 +6,7 @@ use kubenet_core::model::{IpFamily, Protocol};
 
 use crate::{
     plan::Jump,
-    rule::{ChainChanges, ChainKey, Chains, MASQUERADE_MARK, Rule, State, Table, Target},
+    rule::{self, ChainChanges, ChainKey, Chains, MASQUERADE_MARK, Rule, State, Table, Target},
 };
 
 /// A change to a rule in a built-in chain that leads to one of ours.
@@ -164,7 +164,11 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
     match rule.state {
         Some(State::New) => out.push_str(" -m conntrack --ctstate NEW"),
         Some(State::RelatedOrEstablished) => out.push_str(" -m conntrack --ctstate RELATED,ESTABLISHED"),
+        Some(State::Translated) => out.push_str(" -m conntrack --ctstate DNAT"),
         None => {}
+    }
+    if rule.to_itself {
+        write!(out, " -m bpf --bytecode \"{}\"", rule::compare_addresses(family))?;
     }
     if rule.source_is_local {
         out.push_str(" -m addrtype --src-type LOCAL");
@@ -191,6 +195,7 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
             IpFamily::V6 => " -j REJECT --reject-with icmp6-port-unreachable",
         }),
         Some(Target::SetMark) => write!(out, " -j MARK --set-xmark {MASQUERADE_MARK}")?,
+        Some(Target::Unmark) => out.push_str(" -j MARK --set-xmark 0x0/0x4000"),
         Some(Target::ClearMark) => out.push_str(" -j MARK --set-xmark 0x4000/0x0"),
         Some(Target::Masquerade { ports, random_fully }) => {
             out.push_str(" -j MASQUERADE");

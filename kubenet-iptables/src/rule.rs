@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use kubenet_core::model::Protocol;
+use kubenet_core::model::{IpFamily, Protocol};
 
 /// The bit of the packet mark that asks for masquerading, kube-proxy's.
 pub(crate) const MASQUERADE_MARK: &str = "0x4000/0x4000";
@@ -90,6 +90,8 @@ pub(crate) struct Rule {
     /// Whether the mark [`MASQUERADE_MARK`] is set.
     pub(crate) marked: Option<bool>,
     pub(crate) state: Option<State>,
+    /// The source is the destination.
+    pub(crate) to_itself: bool,
     /// Taken at random, so often.
     pub(crate) chance: Option<Chance>,
     pub(crate) comment: String,
@@ -144,6 +146,8 @@ impl Interface {
 pub(crate) enum State {
     New,
     RelatedOrEstablished,
+    /// Its destination was translated.
+    Translated,
 }
 
 /// A probability, in the ten digits that rules are written with.
@@ -223,7 +227,10 @@ pub(crate) enum Target {
     RejectWithReset,
     RejectUnreachable,
     SetMark,
+    /// Takes the mark away from a packet that has it.
     ClearMark,
+    /// Takes the mark away, whether the packet has it or not.
+    Unmark,
     /// From these source ports; a rule with ports names its protocol.
     Masquerade {
         ports: Option<(u16, u16)>,
@@ -261,6 +268,11 @@ impl Rule {
         self
     }
 
+    pub(crate) fn target(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
     pub(crate) fn protocol(mut self, protocol: Protocol) -> Self {
         self.protocol = Some(protocol);
         self
@@ -277,6 +289,18 @@ impl Rule {
         self.source_is_local |= other.source_is_local;
         self.interface = self.interface.or_else(|| other.interface.clone());
         Some(self)
+    }
+}
+
+/// A program for `xt_bpf` that compares the two addresses of a packet, as `iptables-save` prints it: loads the
+/// words of each in turn, and says no at the first that differ.
+pub(crate) const fn compare_addresses(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0",
+        IpFamily::V6 => {
+            "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,32 0 0 16,7 0 0 0,32 0 0 \
+             32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
+        }
     }
 }
 

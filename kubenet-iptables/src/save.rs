@@ -6,10 +6,13 @@ use std::{
 };
 
 use ipnet::IpNet;
+use kubenet_core::model::IpFamily;
 
 use crate::{
     names::Names,
-    rule::{ChainKey, ChainName, Chains, Chance, Interface, Rule, Source, State, Table, Target},
+    rule::{
+        ChainKey, ChainName, Chains, Chance, Interface, Rule, Source, State, Table, Target, compare_addresses,
+    },
 };
 
 /// What a network namespace holds, in one address family.
@@ -173,16 +176,25 @@ fn parse_words(words: &[String]) -> Option<Rule> {
             "-p" => rule.protocol = Some(words.next()?.parse().ok()?),
             "--dport" => rule.port = Some(words.next()?.parse().ok()?),
             "-m" => match words.next()? {
-                "tcp" | "udp" | "sctp" | "mark" | "conntrack" | "addrtype" | "comment" | "statistic" => {}
+                "tcp" | "udp" | "sctp" | "mark" | "conntrack" | "addrtype" | "comment" | "statistic"
+                | "bpf" => {}
                 _ => return None,
             },
             "--mark" if words.next()? == "0x4000/0x4000" => rule.marked = Some(!not),
             "--ctstate" => {
                 rule.state = Some(match words.next()? {
                     "NEW" => State::New,
+                    "DNAT" => State::Translated,
                     "RELATED,ESTABLISHED" | "ESTABLISHED,RELATED" => State::RelatedOrEstablished,
                     _ => return None,
                 });
+            }
+            "--bytecode" => {
+                let program = words.next()?;
+                if !IpFamily::ALL.into_iter().any(|family| compare_addresses(family) == program) {
+                    return None;
+                }
+                rule.to_itself = true;
             }
             "--src-type" if words.next()? == "LOCAL" => rule.source_is_local = true,
             "--comment" => rule.comment = words.next()?.to_owned(),
@@ -213,6 +225,7 @@ fn target<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Target> {
         ("MARK", ["--set-xmark", "0x4000/0x4000"] | ["--or-mark" | "--set-mark", "0x4000"]) => {
             Target::SetMark
         }
+        ("MARK", ["--set-xmark", "0x0/0x4000"] | ["--and-mark", "0xffffbfff"]) => Target::Unmark,
         ("MARK", ["--set-xmark", "0x4000/0x0"] | ["--xor-mark", "0x4000"]) => Target::ClearMark,
         ("MASQUERADE", options) => masquerade(options)?,
         ("DNAT" | "MARK" | "REJECT" | "SNAT" | "LOG", _) => return None,

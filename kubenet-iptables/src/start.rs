@@ -66,6 +66,7 @@ pub(crate) fn build(config: Config) -> Result<IptablesDatapath, DatapathError> {
         let context = Context {
             names: Names::new(&config.prefix),
             random_fully: found.random_fully,
+            hairpin: found.hairpin,
             families: found.families(),
         };
         // The receiver waits until this thread is ready.
@@ -122,7 +123,7 @@ pub(crate) fn preview(
     };
     check(table)?;
     let names = Names::new(&config.prefix);
-    let context = Arc::new(Context { names, random_fully: true, families: families.clone() });
+    let context = Arc::new(Context { names, random_fully: true, hairpin: true, families: families.clone() });
     let (served, failed) = refusal::divide(NAME, &capabilities, table);
     let plan = |table| Planner::new(Arc::clone(&context), table);
     let mut texts = BTreeMap::new();
@@ -173,11 +174,6 @@ fn capabilities(found: &Found) -> Capabilities {
     capabilities.limitations.extend([
         Limitation { what: "SCTP", why: "routes of this protocol are reported as unsupported" },
         Limitation {
-            what: "backends that dial their own Service",
-            why: "a backend that is not known to be on this node is left out for its own flows, unless it is \
-                  the last of its Service: that needs no chain per backend",
-        },
-        Limitation {
             what: "flows that a change of source ranges shuts out",
             why: "who is admitted is decided when a flow begins: established ones, of UDP too, live on until they end",
         },
@@ -204,6 +200,13 @@ fn capabilities(found: &Found) -> Capabilities {
             what: "UDP flows to backends that are gone",
             why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink), so they end by \
                   their timeout only",
+        });
+    }
+    if !found.hairpin {
+        capabilities.limitations.push(Limitation {
+            what: "backends that dial their own Service",
+            why: "the kernel or iptables has no match that compares addresses (xt_bpf): a backend that is not known \
+                  to be on this node is left out for its own flows, unless it is the last of its Service",
         });
     }
     if !found.random_fully {

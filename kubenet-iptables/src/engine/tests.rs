@@ -23,7 +23,12 @@ fn without_netlink() -> Engine {
         time_limit: Duration::from_secs(60),
     };
     let tools = vec![programs.tools(Backend::Nft, IpFamily::V4).unwrap()];
-    let context = Context { names: Names::new("KUBE"), random_fully: true, families: vec![IpFamily::V4] };
+    let context = Context {
+        names: Names::new("KUBE"),
+        random_fully: true,
+        hairpin: true,
+        families: vec![IpFamily::V4],
+    };
     let namespace = netns::identity().unwrap();
     let place = Place { namespace, backend: Backend::Nft, prefix: "KUBE".into() };
     let (capabilities, claim) = (Capabilities::basic(), Claim::new(place));

@@ -24,8 +24,8 @@ use crate::rule::{ChainChanges, ChainKey, Rule, Table};
 pub(crate) struct Dispatch {
     pub(crate) nat: Vec<Rule>,
     pub(crate) filter: Vec<Rule>,
-    /// Whether its address is a cluster IP: then other ports of the address are refused ([N4]).
-    pub(crate) cluster_ip: bool,
+    /// What follows in filter when the rules of all frontends of the address are passed.
+    pub(crate) last: Vec<Rule>,
 }
 
 /// All frontends of one family.
@@ -52,12 +52,7 @@ impl Frontends {
     }
 
     /// Prepares new rules for frontends, or their removal.
-    pub(super) fn edit(
-        &self,
-        context: &Context,
-        node: &NodeRouting,
-        rules: BTreeMap<Frontend, Option<Dispatch>>,
-    ) -> Edit {
+    pub(super) fn edit(&self, rules: BTreeMap<Frontend, Option<Dispatch>>) -> Edit {
         let mut edit = Edit { rules, ..Edit::default() };
         let address = |frontend: &Frontend| match frontend.address {
             FrontendAddress::Ip(address) => Some(address),
@@ -65,18 +60,15 @@ impl Frontends {
         };
         let touched: BTreeSet<IpAddr> = edit.rules.keys().filter_map(address).collect();
         for address in touched {
-            let (mut nat, mut filter, mut cluster_ip) = (Vec::new(), Vec::new(), false);
+            let (mut nat, mut filter, mut last_rules) = (Vec::new(), Vec::new(), Vec::new());
             let first = Frontend::ip(address, NonZeroU16::MIN, Protocol::Tcp);
             let last = Frontend::ip(address, NonZeroU16::MAX, Protocol::Sctp);
             for dispatch in self.after(&edit.rules, first, last).into_values() {
                 nat.extend(dispatch.nat.iter().cloned());
                 filter.extend(dispatch.filter.iter().cloned());
-                cluster_ip |= dispatch.cluster_ip;
+                last_rules.extend(dispatch.last.iter().cloned());
             }
-            // Where node ports answer, too, what is no Service port of the address may be a node port.
-            if cluster_ip && !node.has_node_ports_on(address) {
-                filter.extend(context.unknown_ports(address));
-            }
+            filter.append(&mut last_rules);
             edit.nat.insert(address, (!nat.is_empty()).then(|| nat.into()));
             edit.filter.insert(address, (!filter.is_empty()).then(|| filter.into()));
         }
@@ -194,7 +186,10 @@ impl Frontends {
         };
         let mut ways = Vec::new();
         for (table, tree) in self.trees(context, &NO_EDITS, &NO_EDITS) {
-            let own = if table == Table::Nat { &dispatch.nat } else { &dispatch.filter };
+            let own: Vec<Rule> = match table {
+                Table::Nat => dispatch.nat.clone(),
+                Table::Filter => dispatch.filter.iter().chain(&dispatch.last).cloned().collect(),
+            };
             ways.extend(tree.path(address).unwrap_or_default().into_iter().map(|(chain, way)| {
                 let rules = way.map_or_else(|| own.clone(), |way| iter::once(way).collect());
                 ((table, chain), rules)
@@ -223,6 +218,7 @@ fn with_node_ports(
             let is_root = table == Table::Nat && name == context.names.services;
             let rules = rules.map(|mut rules| {
                 if is_root {
+                    rules = context.between_marks(node, rules);
                     rules.extend(context.ways_to_node_ports(node, family));
                 }
                 Arc::from(rules)

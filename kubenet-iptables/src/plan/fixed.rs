@@ -68,6 +68,9 @@ impl Context {
     /// Translated flows live in the kernel's connection tracking, whose hooks exist in a network namespace
     /// only as long as some rule there uses them: this chain does.
     pub(crate) fn draining_chains(&self) -> Vec<(ChainKey, Arc<[Rule]>)> {
+        // A backend that reaches itself gets the mark only behind this chain, in POSTROUTING.
+        let hairpin = Rule { state: Some(State::Translated), to_itself: true, ..Rule::to(Target::Accept) };
+        let hairpin = self.hairpin.then(|| hairpin.comment("kubernetes backend that reaches itself"));
         // Established flows first: they are nearly all packets. No packet in conntrack state INVALID is
         // dropped here ([N2]): during a live swap the flows of another datapath may look so to this kernel.
         let forward = [
@@ -76,7 +79,7 @@ impl Context {
                 .comment("kubernetes forwarding conntrack rule"),
             Rule { marked: Some(true), ..Rule::to(Target::Accept) }.comment("kubernetes forwarding rules"),
         ];
-        vec![((Table::Filter, self.names.forward.clone()), Arc::from(forward))]
+        vec![((Table::Filter, self.names.forward.clone()), forward.into_iter().chain(hairpin).collect())]
     }
 
     /// The chains that do not depend on the routes or the node.
@@ -87,6 +90,10 @@ impl Context {
             let target = Target::Masquerade { ports, random_fully: self.random_fully };
             Rule { protocol, ..Rule::to(target) }.comment("kubernetes service traffic requiring SNAT")
         };
+        // S4: whatever the Service, a flow that came back to its source is one.
+        let hairpin =
+            Rule { state: Some(State::Translated), to_itself: true, ..Rule::jump(&names.mark_masq) };
+        let hairpin = self.hairpin.then(|| hairpin.comment("kubernetes backend that reaches itself"));
         let postrouting = [
             Rule { marked: Some(false), ..Rule::to(Target::Return) },
             // Cleared, so that a packet that passes here again, encapsulated, is not masqueraded twice.
@@ -97,7 +104,11 @@ impl Context {
         ];
         let mut chains = self.draining_chains();
         chains.push(((Table::Nat, names.mark_masq.clone()), Arc::from([Rule::to(Target::SetMark)])));
-        chains.push(((Table::Nat, names.postrouting.clone()), Arc::from(postrouting)));
+        chains.push((
+            (Table::Nat, names.postrouting.clone()),
+            hairpin.into_iter().chain(postrouting).collect(),
+        ));
+        chains.push(((Table::Filter, names.no_port.clone()), Arc::from(unknown_port())));
         chains
     }
 
@@ -180,14 +191,11 @@ impl Context {
         };
         ours.map(way).collect()
     }
+}
 
-    /// [N4]: what is not for a port of the Service that has this cluster IP.
-    pub(crate) fn unknown_ports(&self, cluster_ip: std::net::IpAddr) -> [Rule; 2] {
-        let refusal = |protocol, target| Rule {
-            destination: Some(host(cluster_ip)),
-            protocol: Some(protocol),
-            ..Rule::to(target).comment("no such port of the cluster IP")
-        };
-        [refusal(Protocol::Tcp, Target::RejectWithReset), refusal(Protocol::Udp, Target::RejectUnreachable)]
-    }
+/// [N4]: what is not for a port of the Service that has this cluster IP.
+fn unknown_port() -> [Rule; 2] {
+    let refusal = |protocol, target| Rule { protocol: Some(protocol), ..Rule::to(target) };
+    [(Protocol::Tcp, Target::RejectWithReset), (Protocol::Udp, Target::RejectUnreachable)]
+        .map(|(protocol, target)| refusal(protocol, target).comment("no such port of the cluster IP"))
 }

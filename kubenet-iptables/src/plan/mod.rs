@@ -3,9 +3,12 @@
 //! A [`Planner`] holds the plan of a table; [`Planner::step`] says which chains a delta changes, at a cost
 //! that follows the delta, and [`Planner::commit`] takes the step once the kernel has it.
 
+mod answers;
 mod dispatch;
 mod fixed;
 mod group;
+mod marks;
+mod serve;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -33,6 +36,8 @@ pub(crate) struct Context {
     pub(crate) names: Names,
     /// Whether source ports of masqueraded flows can be chosen fully at random.
     pub(crate) random_fully: bool,
+    /// Whether a rule can tell a flow whose backend is its own source.
+    pub(crate) hairpin: bool,
     pub(crate) families: Vec<IpFamily>,
 }
 
@@ -125,9 +130,10 @@ impl Planner {
             let context = &planner.context;
             plan.chains.extend(context.constant_chains());
             plan.chains.extend([context.state_chain(table.revision(), node)]);
-            let used = plan.masquerades.keys().map(|m| context.masquerade_chain(*m, node, *family));
+            let used = plan.masquerades.keys().copied().chain(context.usual_masquerade(node));
+            let used = used.map(|m| context.masquerade_chain(m, node, *family));
             plan.chains.extend(used);
-            let edit = plan.frontends.edit(context, node, dispatch.remove(family).unwrap_or_default());
+            let edit = plan.frontends.edit(dispatch.remove(family).unwrap_or_default());
             plan.frontends.commit(edit);
             let chains = plan.frontends.chains(context, node, *family);
             plan.chains.extend(chains.into_iter().filter_map(|(key, rules)| Some((key, rules?))));
@@ -215,7 +221,7 @@ impl Planner {
             let of_family: BTreeMap<_, _> =
                 dispatch.extract_if(.., |frontend, _| frontend.family() == *family).collect();
             if !of_family.is_empty() {
-                let edit = current.frontends.edit(&self.context, node, of_family);
+                let edit = current.frontends.edit(of_family);
                 let chains = current.frontends.changes(&edit, &self.context, node, *family);
                 let changed =
                     chains.into_iter().filter(|(key, rules)| current.chains.get(key) != rules.as_ref());
@@ -223,7 +229,8 @@ impl Planner {
                 edits.insert(*family, edit);
             }
             let uses = self.masquerade_uses(*family, &groups);
-            for (masquerade, now) in uses {
+            let always = self.context.usual_masquerade(node);
+            for (masquerade, now) in uses.into_iter().filter(|(m, _)| Some(*m) != always) {
                 let before = current.masquerades.contains_key(&masquerade);
                 let (key, rules) = self.context.masquerade_chain(masquerade, node, *family);
                 match (before, now > 0) {
@@ -352,11 +359,14 @@ impl Planner {
             (Table::Nat, names.mark_masq.clone()),
             (Table::Nat, names.postrouting.clone()),
             (Table::Filter, names.forward.clone()),
+            (Table::Filter, names.no_port.clone()),
         ];
         if let Some(group) = self.groups.get(&group_key(route)) {
             chains.extend(group.chains.iter().map(|name| (Table::Nat, name.clone())));
             chains.extend(group.masquerades.iter().map(|m| (Table::Nat, names.masquerade(*m))));
         }
+        let usual = self.context.usual_masquerade(self.table.node());
+        chains.extend(usual.map(|m| (Table::Nat, names.masquerade(m))));
         chains
     }
 

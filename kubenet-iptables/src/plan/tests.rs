@@ -25,7 +25,12 @@ fn port(n: u16) -> NonZeroU16 {
 }
 
 fn context() -> Arc<Context> {
-    Arc::new(Context { names: Names::new("KUBE"), random_fully: true, families: IpFamily::ALL.to_vec() })
+    Arc::new(Context {
+        names: Names::new("KUBE"),
+        random_fully: true,
+        hairpin: true,
+        families: IpFamily::ALL.to_vec(),
+    })
 }
 
 fn node() -> NodeRouting {
@@ -80,41 +85,47 @@ fn rules_of<'a>(text: &'a str, chains: &[&str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_cluster_ip_is_one_jump_and_a_chain_that_picks() {
+fn a_cluster_ip_is_one_rule_and_a_chain_only_where_it_picks() {
     let backends = [backend("10.244.1.2", true), backend("10.244.2.2", false), backend("10.244.2.3", false)];
-    let text = text(&table(7, vec![cluster_ip("10.96.0.10", "web", &backends)]), IpFamily::V4);
+    let one = cluster_ip("10.96.0.12", "one", &backends[1..2]);
+    let text = text(&table(7, vec![cluster_ip("10.96.0.10", "web", &backends), one]), IpFamily::V4);
     let expected = r#"
 *filter
 :KUBE-EXTERNAL-SERVICES - [0:0]
 :KUBE-FORWARD - [0:0]
+:KUBE-NO-PORT - [0:0]
 :KUBE-NODEPORTS - [0:0]
 :KUBE-SERVICES - [0:0]
 -A KUBE-EXTERNAL-SERVICES -d 10.0.0.1/32 -m comment --comment "kubernetes service nodeports" -j KUBE-NODEPORTS
 -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment "kubernetes forwarding conntrack rule" -j ACCEPT
 -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -m comment --comment "kubernetes forwarding rules" -j ACCEPT
--A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
--A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-FORWARD -m conntrack --ctstate DNAT -m bpf --bytecode "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0" -m comment --comment "kubernetes backend that reaches itself" -j ACCEPT
+-A KUBE-NO-PORT -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
+-A KUBE-NO-PORT -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-SERVICES -d 10.96.0.10/32 -m comment --comment "demo/web:http cluster IP port=tcp/80 masq=node,outside empty=reject" -g KUBE-NO-PORT
+-A KUBE-SERVICES -d 10.96.0.12/32 -m comment --comment "demo/one:http cluster IP port=tcp/80 masq=node,outside empty=reject" -g KUBE-NO-PORT
 COMMIT
 *nat
 :KUBE-MARK-MASQ - [0:0]
 :KUBE-MASQ-NO - [0:0]
 :KUBE-NODEPORTS - [0:0]
 :KUBE-POSTROUTING - [0:0]
-:KUBE-SEP-PPQSH3RHU5NVL3F3 - [0:0]
 :KUBE-SERVICES - [0:0]
 :KUBE-STATE - [0:0]
 :KUBE-SVC-XRY76EGRC3BSCIIJ - [0:0]
 -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
 -A KUBE-MASQ-NO -s 10.244.0.0/16 -j RETURN
 -A KUBE-MASQ-NO -g KUBE-MARK-MASQ
+-A KUBE-POSTROUTING -m conntrack --ctstate DNAT -m bpf --bytecode "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0" -m comment --comment "kubernetes backend that reaches itself" -j KUBE-MARK-MASQ
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
 -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
 -A KUBE-POSTROUTING -p tcp -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --to-ports 32768-65535 --random-fully
 -A KUBE-POSTROUTING -p udp -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --to-ports 32768-65535 --random-fully
 -A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
--A KUBE-SEP-PPQSH3RHU5NVL3F3 -s 10.244.1.2/32 -m comment --comment "demo/web:http" -j KUBE-MARK-MASQ
--A KUBE-SEP-PPQSH3RHU5NVL3F3 -p tcp -m comment --comment "demo/web:http" -j DNAT --to-destination 10.244.1.2:8080
--A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http cluster IP masq=node,outside empty=reject" -j KUBE-SVC-XRY76EGRC3BSCIIJ
+-A KUBE-SERVICES -m comment --comment "kubernetes masquerade unless from a pod" -j KUBE-MASQ-NO
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-XRY76EGRC3BSCIIJ
+-A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.244.2.2:8080
+-A KUBE-SERVICES -m comment --comment "kubernetes no service portal" -j MARK --set-xmark 0x0/0x4000
 -A KUBE-SERVICES -d 10.0.0.1/32 -m comment --comment "kubernetes service nodeports" -j KUBE-NODEPORTS
 -A KUBE-STATE -m comment --comment "kubenet 1 revision=7"
 -A KUBE-STATE -m comment --comment "address 10.0.0.1"
@@ -124,11 +135,9 @@ COMMIT
 -A KUBE-STATE -m comment --comment "detector cluster-cidrs"
 -A KUBE-STATE -m comment --comment "pods 10.244.0.0/16"
 -A KUBE-STATE -m comment --comment "pods fd00:244::/48"
--A KUBE-SVC-XRY76EGRC3BSCIIJ -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http" -j KUBE-MASQ-NO
--A KUBE-SVC-XRY76EGRC3BSCIIJ -m comment --comment "demo/web:http -> 10.244.1.2:8080 local" -m statistic --mode random --probability 0.3333333333 -j KUBE-SEP-PPQSH3RHU5NVL3F3
--A KUBE-SVC-XRY76EGRC3BSCIIJ ! -s 10.244.2.2/32 -p tcp -m comment --comment "demo/web:http -> 10.244.2.2:8080" -m statistic --mode random --probability 0.5000000000 -j DNAT --to-destination 10.244.2.2:8080
--A KUBE-SVC-XRY76EGRC3BSCIIJ -s 10.244.2.3/32 -m comment --comment "demo/web:http" -j KUBE-MARK-MASQ
--A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -m comment --comment "demo/web:http -> 10.244.2.3:8080" -j DNAT --to-destination 10.244.2.3:8080
+-A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -m comment --comment "demo/web:http -> 10.244.1.2:8080 local" -m statistic --mode random --probability 0.3333333333 -j DNAT --to-destination 10.244.1.2:8080
+-A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -m statistic --mode random --probability 0.5000000000 -j DNAT --to-destination 10.244.2.2:8080
+-A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -j DNAT --to-destination 10.244.2.3:8080
 COMMIT
 "#;
     assert_eq!(text, expected.trim_start());
@@ -140,13 +149,12 @@ fn weights_are_shares_of_what_the_rules_before_leave() {
     let backends = [weighs("10.244.2.2", 3), weighs("10.244.2.3", 1), weighs("10.244.2.4", 4)];
     let text = text(&table(1, vec![cluster_ip("10.96.0.10", "web", &backends)]), IpFamily::V4);
     let expected = r#"
--A KUBE-SVC-XRY76EGRC3BSCIIJ ! -s 10.244.2.2/32 -p tcp -m comment --comment "demo/web:http -> 10.244.2.2:8080 weight=3" -m statistic --mode random --probability 0.3750000000 -j DNAT --to-destination 10.244.2.2:8080
--A KUBE-SVC-XRY76EGRC3BSCIIJ ! -s 10.244.2.3/32 -p tcp -m comment --comment "demo/web:http -> 10.244.2.3:8080" -m statistic --mode random --probability 0.2000000000 -j DNAT --to-destination 10.244.2.3:8080
--A KUBE-SVC-XRY76EGRC3BSCIIJ -s 10.244.2.4/32 -m comment --comment "demo/web:http" -j KUBE-MARK-MASQ
+-A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -m comment --comment "demo/web:http -> 10.244.2.2:8080 weight=3" -m statistic --mode random --probability 0.3750000000 -j DNAT --to-destination 10.244.2.2:8080
+-A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -m statistic --mode random --probability 0.2000000000 -j DNAT --to-destination 10.244.2.3:8080
 -A KUBE-SVC-XRY76EGRC3BSCIIJ -p tcp -m comment --comment "demo/web:http -> 10.244.2.4:8080 weight=4" -j DNAT --to-destination 10.244.2.4:8080
 "#;
     let rules = rules_of(&text, &["KUBE-SVC-"]);
-    assert_eq!(rules[1..], expected.trim().lines().collect::<Vec<_>>());
+    assert_eq!(rules, expected.trim().lines().collect::<Vec<_>>());
 }
 
 #[test]
@@ -162,7 +170,7 @@ fn a_node_port_with_local_policy_decides_by_origin() {
 -A KUBE-EXT-XEAXRXNGUXT62T3N -s fd00:244::/48 -m comment --comment "demo/web:http" -j KUBE-SVC-XEAXRXNGUXT62T3N
 -A KUBE-EXT-XEAXRXNGUXT62T3N -m addrtype --src-type LOCAL -m comment --comment "demo/web:http" -j KUBE-MARK-MASQ
 -A KUBE-EXT-XEAXRXNGUXT62T3N -m addrtype --src-type LOCAL -m comment --comment "demo/web:http" -j KUBE-SVC-XEAXRXNGUXT62T3N
--A KUBE-EXT-XEAXRXNGUXT62T3N -m comment --comment "demo/web:http" -j KUBE-SVL-XEAXRXNGUXT62T3N
+-A KUBE-EXT-XEAXRXNGUXT62T3N -p udp -m comment --comment "demo/web:http -> [fd00:244:1::2]:8080 local" -j DNAT --to-destination [fd00:244:1::2]:8080
 -A KUBE-NODEPORTS -p udp -m udp --dport 30080 -m comment --comment "demo/web:http node port masq=node empty=reject/drop" -j KUBE-EXT-XEAXRXNGUXT62T3N
 "#;
     assert_eq!(
@@ -188,14 +196,12 @@ fn empty_routes_are_answered_in_filter_and_take_no_chain() {
     let filter = text.split("*nat").next().unwrap();
     let expected = r#"
 -A KUBE-NODEPORTS -p udp -m udp --dport 30080 -m comment --comment "demo/quiet:http has no endpoints" -j DROP
--A KUBE-SERVICES -d 10.96.0.11/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/none:http cluster IP masq=node,outside empty=reject" -j REJECT --reject-with tcp-reset
--A KUBE-SERVICES -d 10.96.0.11/32 -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
--A KUBE-SERVICES -d 10.96.0.11/32 -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
--A KUBE-SERVICES -s 10.244.0.0/16 -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/both:http cluster IP masq=node,outside empty=reject/drop" -j REJECT --reject-with tcp-reset
+-A KUBE-SERVICES -d 10.96.0.11/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/none:http" -j REJECT --reject-with tcp-reset
+-A KUBE-SERVICES -d 10.96.0.11/32 -m comment --comment "demo/none:http cluster IP port=tcp/80 masq=node,outside empty=reject" -g KUBE-NO-PORT
+-A KUBE-SERVICES -s 10.244.0.0/16 -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/both:http" -j REJECT --reject-with tcp-reset
 -A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -m addrtype --src-type LOCAL -m comment --comment "demo/both:http" -j REJECT --reject-with tcp-reset
 -A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/both:http" -j DROP
--A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
--A KUBE-SERVICES -d 10.96.0.12/32 -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-SERVICES -d 10.96.0.12/32 -m comment --comment "demo/both:http cluster IP port=tcp/80 masq=node,outside empty=reject/drop" -g KUBE-NO-PORT
 "#;
     assert_eq!(
         rules_of(filter, &["KUBE-NODEPORTS", "KUBE-SERVICES"]),
@@ -226,17 +232,30 @@ fn a_node_address_inside_the_pods_range_is_the_nodes() {
 
 #[test]
 fn a_change_of_endpoints_rewrites_one_chain() {
-    let one = [backend("10.244.2.2", false)];
-    let two = [backend("10.244.2.2", false), backend("10.244.2.3", false)];
-    let old = table(1, vec![cluster_ip("10.96.0.1", "a", &one), cluster_ip("10.96.0.2", "b", &one)]);
-    let new = table(2, vec![cluster_ip("10.96.0.1", "a", &two), cluster_ip("10.96.0.2", "b", &one)]);
-    let planner = Planner::new(context(), old.clone());
-    let step = planner.step(Arc::new(old.diff(&new)));
-    assert_eq!(step.changes.keys().collect::<Vec<_>>(), [&IpFamily::V4]);
-    let changed: Vec<_> = step.changes[&IpFamily::V4].keys().map(|(_, name)| name.as_str()).collect();
-    assert_eq!(changed.len(), 2);
-    assert_eq!(changed[0], "KUBE-STATE");
-    assert!(changed[1].starts_with("KUBE-SVC-"));
+    let backends: Vec<_> = (1..5).map(|n| backend(&format!("10.244.2.{n}"), n == 4)).collect();
+    let sets = [&backends[..1], &backends[..2], &backends[1..3], &backends[3..]];
+    for (old, new) in sets.into_iter().flat_map(|old| sets.map(|new| (old, new))).filter(|(a, b)| a != b) {
+        let routes = |changed| {
+            vec![cluster_ip("10.96.0.1", "a", changed), cluster_ip("10.96.0.2", "b", &backends[..1])]
+        };
+        let (old_table, new_table) = (table(1, routes(old)), table(2, routes(new)));
+        let planner = Planner::new(context(), old_table.clone());
+        let step = planner.step(Arc::new(old_table.diff(&new_table)));
+        assert_eq!(step.changes.keys().collect::<Vec<_>>(), [&IpFamily::V4]);
+        let changed: Vec<_> = step.changes[&IpFamily::V4]
+            .iter()
+            .map(|((table, name), rules)| (*table, &name.as_str()[..9], rules.is_some()))
+            .collect();
+        // A change between one and several takes the dispatch chain, too.
+        let mut expected = vec![(Table::Nat, "KUBE-STAT", true)];
+        if old.len() == 1 || new.len() == 1 {
+            expected.insert(0, (Table::Nat, "KUBE-SERV", true));
+        }
+        if old.len() > 1 || new.len() > 1 {
+            expected.push((Table::Nat, "KUBE-SVC-", new.len() > 1));
+        }
+        assert_eq!(changed, expected, "{old:?} {new:?}");
+    }
 }
 
 #[test]
@@ -264,9 +283,8 @@ fn saved(text: &str) -> Saved {
     Saved::parse(&out, &context().names)
 }
 
-fn saved_table(table: &RouteTable) -> BTreeMap<IpFamily, Saved> {
-    let context = context();
-    let planner = Planner::new(Arc::clone(&context), table.clone());
+fn saved_table(context: &Arc<Context>, table: &RouteTable) -> BTreeMap<IpFamily, Saved> {
+    let planner = Planner::new(Arc::clone(context), table.clone());
     IpFamily::ALL
         .into_iter()
         .map(|family| {
@@ -282,12 +300,12 @@ fn a_route_whose_rules_were_changed_is_not_read_back() {
     let backends = [backend("10.244.2.2", false), backend("10.244.1.2", true)];
     let table =
         table(3, vec![cluster_ip("10.96.0.1", "a", &backends), cluster_ip("10.96.0.2", "b", &backends)]);
-    let whole = saved_table(&table);
+    let whole = saved_table(&context(), &table);
     assert_eq!(read::table(&context(), &whole), table);
     let planner = Planner::new(context(), table.clone());
     let group = |service: &str| table.routes().find(|r| &*r.service_port.service == service).unwrap().clone();
     let chain =
-        planner.chains_of(&group("a")).into_iter().find(|(_, n)| n.as_str().starts_with("KUBE-SEP")).unwrap();
+        planner.chains_of(&group("a")).into_iter().find(|(_, n)| n.as_str().starts_with("KUBE-SVC")).unwrap();
     for broken in [Some(Arc::from([])), None] {
         let mut changed = whole.clone();
         changed.get_mut(&IpFamily::V4).unwrap().chains.insert(chain.clone(), broken);
@@ -367,11 +385,14 @@ fn any_table(revision: u64) -> impl Strategy<Value = RouteTable> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(table in any_table(5), detector in packets::any_detector()) {
+    fn what_is_written_is_read_back(
+        table in any_table(5), detector in packets::any_detector(), hairpin in any::<bool>(),
+    ) {
+        let context = Arc::new(Context { hairpin, ..(*context()).clone() });
         let mut node = node();
         node.local_detector = detector;
         let table = RouteTable::new(Revision(5), Arc::new(node), table.routes().cloned());
-        let read = read::table(&context(), &saved_table(&table));
+        let read = read::table(&context, &saved_table(&context, &table));
         prop_assert_eq!(read.revision(), table.revision());
         prop_assert_eq!(read.node(), table.node());
         prop_assert!(read.same_routes(&table), "{:#?}\nis not\n{:#?}", read, table);

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// So many addresses share a chain.
-const LEAF: usize = 16;
+const LEAF: usize = 32;
 /// A chain divides by so many bits of the address.
 const BITS: u8 = 2;
 /// The kernel follows 16 jumps (`NFT_JUMP_STACK_SIZE`), and others are needed before and behind the tree. Only

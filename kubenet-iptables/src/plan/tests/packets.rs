@@ -29,31 +29,44 @@ enum Fate {
     Fell,
 }
 
-/// All fates that chance may have for a packet in a chain.
-fn walk(chains: &Chains, table: Table, chain: &ChainName, packet: &Packet) -> BTreeSet<Fate> {
-    let mut fates = BTreeSet::new();
-    for rule in chains[&(table, chain.clone())].iter().filter(|rule| matches(rule, packet)) {
-        let (mut ends, goes_on) = match rule.target.as_ref() {
-            None | Some(Target::SetMark | Target::ClearMark | Target::Masquerade { .. }) => continue,
-            Some(Target::Jump(to)) => {
-                let mut ends = walk(chains, table, to, packet);
-                let fell = ends.remove(&Fate::Fell);
-                (ends, fell)
-            }
-            Some(Target::Goto(to)) => (walk(chains, table, to, packet), false),
-            Some(Target::Dnat(to)) => ([Fate::To(*to)].into(), false),
-            Some(Target::Accept) => ([Fate::Accepted].into(), false),
-            Some(Target::Drop) => ([Fate::Dropped].into(), false),
-            Some(Target::Return) => ([Fate::Fell].into(), false),
-            Some(Target::RejectWithReset | Target::RejectUnreachable) => ([Fate::Refused].into(), false),
-        };
-        fates.append(&mut ends);
-        if !goes_on && rule.chance.is_none() {
-            return fates;
-        }
+/// A fate, and whether the packet has the mark then.
+type End = (Fate, bool);
+
+/// All ends that chance may have for a packet in a chain.
+fn walk(chains: &Chains, table: Table, chain: &ChainName, packet: &Packet, marked: bool) -> BTreeSet<End> {
+    from_rule(chains, table, &chains[&(table, chain.clone())], packet, marked)
+}
+
+fn from_rule(chains: &Chains, table: Table, rules: &[Rule], packet: &Packet, marked: bool) -> BTreeSet<End> {
+    let Some(i) = rules.iter().position(|rule| matches(rule, packet)) else {
+        return [(Fate::Fell, marked)].into();
+    };
+    let go_on = |marked| from_rule(chains, table, &rules[i + 1..], packet, marked);
+    let mut ends = BTreeSet::new();
+    if rules[i].chance.is_some() {
+        ends.append(&mut go_on(marked));
     }
-    fates.insert(Fate::Fell);
-    fates
+    let mut end = |fate| ends.extend([(fate, marked)]);
+    match rules[i].target.as_ref() {
+        None | Some(Target::Masquerade { .. }) => ends.append(&mut go_on(marked)),
+        Some(Target::SetMark) => ends.append(&mut go_on(true)),
+        Some(Target::ClearMark | Target::Unmark) => ends.append(&mut go_on(false)),
+        Some(Target::Jump(to)) => {
+            for (fate, marked) in walk(chains, table, to, packet, marked) {
+                match fate {
+                    Fate::Fell => ends.append(&mut go_on(marked)),
+                    fate => ends.extend([(fate, marked)]),
+                }
+            }
+        }
+        Some(Target::Goto(to)) => ends.append(&mut walk(chains, table, to, packet, marked)),
+        Some(Target::Dnat(to)) => end(Fate::To(*to)),
+        Some(Target::Accept) => end(Fate::Accepted),
+        Some(Target::Drop) => end(Fate::Dropped),
+        Some(Target::Return) => end(Fate::Fell),
+        Some(Target::RejectWithReset | Target::RejectUnreachable) => end(Fate::Refused),
+    }
+    ends
 }
 
 fn matches(rule: &Rule, packet: &Packet) -> bool {
@@ -68,30 +81,47 @@ fn matches(rule: &Rule, packet: &Packet) -> bool {
         })
 }
 
-fn fates(chains: &Chains, packet: &Packet) -> BTreeSet<Fate> {
-    let names = &context().names;
-    let mut fates = walk(chains, Table::Nat, &names.services, packet);
-    // Both end the way through nat.
-    let untranslated = [fates.remove(&Fate::Fell), fates.remove(&Fate::Accepted)].contains(&true);
+/// The ends of a new flow; the mark says whether it is masqueraded.
+fn fates(context: &Context, chains: &Chains, packet: &Packet) -> BTreeSet<End> {
+    let names = &context.names;
+    let mut ends = BTreeSet::new();
+    let mut untranslated = false;
+    for (fate, marked) in walk(chains, Table::Nat, &names.services, packet, false) {
+        match fate {
+            // Both end the way through nat.
+            Fate::Fell | Fate::Accepted => {
+                assert!(!marked, "{packet:?} would pass FORWARD unrejected");
+                untranslated = true;
+            }
+            Fate::To(backend) => {
+                let itself = context.hairpin && backend.ip() == packet.source;
+                ends.insert((Fate::To(backend), marked || itself));
+            }
+            fate => ends.extend([(fate, marked)]),
+        }
+    }
     if untranslated {
         for chain in [&names.services, &names.external_services] {
-            let mut ends = walk(chains, Table::Filter, chain, packet);
-            let fell = ends.remove(&Fate::Fell);
-            fates.append(&mut ends);
+            let mut answers = walk(chains, Table::Filter, chain, packet, false);
+            let fell = answers.remove(&(Fate::Fell, false));
+            ends.append(&mut answers);
             if !fell {
-                return fates;
+                return ends;
             }
         }
-        fates.insert(Fate::Fell);
+        ends.insert((Fate::Fell, false));
     }
-    fates
+    ends
 }
 
-/// Two of the node's or of pods' addresses, and others, inside and outside the ranges below.
+/// Two of the node's or of pods' addresses, and others, inside and outside the ranges below; the last is a
+/// backend's.
 fn sources(family: IpFamily) -> Vec<IpAddr> {
     let texts = match family {
-        IpFamily::V4 => ["10.0.0.1", "10.244.5.9", "10.244.200.1", "192.0.2.7", "203.0.113.5"],
-        IpFamily::V6 => ["fd00::1", "fd00:244::5:9", "fd00:244:0:1::1", "2001:db8::7", "2001:db8:1::5"],
+        IpFamily::V4 => ["10.0.0.1", "10.244.5.9", "10.244.200.1", "192.0.2.7", "203.0.113.5", "10.96.0.101"],
+        IpFamily::V6 => {
+            ["fd00::1", "fd00:244::5:9", "fd00:244:0:1::1", "2001:db8::7", "2001:db8:1::5", "fd00::65"]
+        }
     };
     texts.map(|text| text.parse().unwrap()).into()
 }
@@ -130,11 +160,14 @@ pub(super) fn any_ranges() -> impl Strategy<Value = Option<Arc<SourceRanges>>> {
 
 proptest! {
     #[test]
-    fn a_packet_gets_what_its_route_says(table in any_table(1), detector in any_detector()) {
+    fn a_packet_gets_what_its_route_says(
+        table in any_table(1), detector in any_detector(), hairpin in any::<bool>(),
+    ) {
+        let context = Arc::new(Context { hairpin, ..(*context()).clone() });
         let mut node = node();
         node.local_detector = detector;
         let table = RouteTable::new(Revision(1), Arc::new(node), table.routes().cloned());
-        let planner = Planner::new(context(), table.clone());
+        let planner = Planner::new(Arc::clone(&context), table.clone());
         let node = table.node();
         for route in table.routes() {
             let family = route.frontend.family();
@@ -157,15 +190,25 @@ proptest! {
                 let packet = Packet { source, source_is_local, interface, to, protocol };
                 let origin = node.origin(source, Some(interface));
                 let target = route.target(origin);
-                let expected: BTreeSet<_> = match target.when_empty {
-                    _ if !route.admits(origin, source) => [Fate::Dropped].into(),
-                    _ if !target.backends.is_empty() => {
-                        target.backends.iter().map(|backend| Fate::To(backend.socket_addr())).collect()
-                    }
-                    WhenEmpty::Reject => [Fate::Refused].into(),
-                    WhenEmpty::Drop => [Fate::Dropped].into(),
+                let to_backend = |backend: &Backend| {
+                    let marked = route.masquerade.applies_to(origin) || backend.address == source;
+                    (Fate::To(backend.socket_addr()), marked)
                 };
-                let got = fates(planner.chains(family).unwrap(), &packet);
+                // Without the match, a backend that is not known to be here may be left out for its own flows.
+                let left_out = |(n, backend): &(usize, &Backend)| {
+                    let last = n + 1 == target.backends.len();
+                    !hairpin && backend.address == source && !backend.local && !last
+                };
+                let expected: BTreeSet<_> = match target.when_empty {
+                    _ if !route.admits(origin, source) => [(Fate::Dropped, false)].into(),
+                    _ if !target.backends.is_empty() => {
+                        let backends = target.backends.iter().enumerate().filter(|b| !left_out(b));
+                        backends.map(|(_, backend)| to_backend(backend)).collect()
+                    }
+                    WhenEmpty::Reject => [(Fate::Refused, false)].into(),
+                    WhenEmpty::Drop => [(Fate::Dropped, false)].into(),
+                };
+                let got = fates(&context, planner.chains(family).unwrap(), &packet);
                 prop_assert_eq!(got, expected, "{:?} to {:#?}", packet, route);
             }
         }
@@ -219,11 +262,14 @@ fn r1_a_guarded_load_balancer_is_one_more_chain_and_a_drop() {
     let text = text(&table(1, vec![route]), IpFamily::V4);
     let expected = r#"
 -A KUBE-SERVICES -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http is not for this source" -j DROP
--A KUBE-FW-XRY76EGRC3BSCIIJ -s 192.0.2.0/24 -m comment --comment "demo/web:http" -g KUBE-SVC-XRY76EGRC3BSCIIJ
--A KUBE-FW-XRY76EGRC3BSCIIJ -s 198.51.100.7/32 -m comment --comment "demo/web:http" -g KUBE-SVC-XRY76EGRC3BSCIIJ
--A KUBE-FW-XRY76EGRC3BSCIIJ -m addrtype --src-type LOCAL -m comment --comment "demo/web:http" -g KUBE-SVC-XRY76EGRC3BSCIIJ
+-A KUBE-FW-XRY76EGRC3BSCIIJ -s 192.0.2.0/24 -p tcp -m comment --comment "demo/web:http" -j DNAT --to-destination 10.244.2.2:8080
+-A KUBE-FW-XRY76EGRC3BSCIIJ -s 198.51.100.7/32 -p tcp -m comment --comment "demo/web:http" -j DNAT --to-destination 10.244.2.2:8080
+-A KUBE-FW-XRY76EGRC3BSCIIJ -p tcp -m addrtype --src-type LOCAL -m comment --comment "demo/web:http" -j DNAT --to-destination 10.244.2.2:8080
+-A KUBE-FW-XRY76EGRC3BSCIIJ -m comment --comment "demo/web:http" -j MARK --set-xmark 0x0/0x4000
 -A KUBE-FW-XRY76EGRC3BSCIIJ -m comment --comment "demo/web:http" -j ACCEPT
+-A KUBE-SERVICES -m comment --comment "kubernetes masquerade unless from a pod" -j KUBE-MASQ-NO
 -A KUBE-SERVICES -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment "demo/web:http load-balancer address masq=node,outside empty=reject from=192.0.2.0/24,198.51.100.7/32,node" -j KUBE-FW-XRY76EGRC3BSCIIJ
+-A KUBE-SERVICES -m comment --comment "kubernetes no service portal" -j MARK --set-xmark 0x0/0x4000
 -A KUBE-SERVICES -d 10.0.0.1/32 -m comment --comment "kubernetes service nodeports" -j KUBE-NODEPORTS
 "#;
     let rules = rules_of(&text, &["KUBE-SERVICES", "KUBE-FW-"]);
@@ -252,5 +298,6 @@ fn r1_whoever_is_shut_out_does_not_get_a_node_port_instead() {
     let to = "10.0.0.1:80".parse().unwrap();
     let packet = Packet { source, source_is_local: false, interface: "eth0", to, protocol: Protocol::Tcp };
     let planner = Planner::new(context(), table);
-    assert_eq!(fates(planner.chains(IpFamily::V4).unwrap(), &packet), [Fate::Dropped].into());
+    let ends = fates(&context(), planner.chains(IpFamily::V4).unwrap(), &packet);
+    assert_eq!(ends, [(Fate::Dropped, false)].into());
 }

@@ -1,0 +1,122 @@
+//! How a set of backends is served: by rules in place, or by a chain that picks one.
+//!
+//! **A backend that reaches itself** must be masqueraded, and whether it does is known only once the backend
+//! is picked. Where the kernel can compare the two addresses of a packet (`xt_bpf`), one rule in
+//! `KUBE-POSTROUTING` sees it ([`Context::constant_chains`]), and a backend is one rule. Elsewhere rules have
+//! to know before: they pick and translate in one step, so that takes a chain per backend, `KUBE-SEP-…`, which
+//! is what makes large updates on the nf_tables variant slow. Only backends on this node get one: a flow of a
+//! backend to itself passes the node that it is on. One that is not known to be here (no node name, or a pod of
+//! another node that dials our node port) is left out for its own flows, which needs one match and no chain,
+//! unless it is the last of the list: that one is picked without a choice, so a plain rule can mark its own
+//! flows before.
+
+use std::sync::Arc;
+
+use kubenet_core::{
+    model::Protocol,
+    route::{Backend, Route},
+};
+
+use super::group::{Group, name_and_protocol};
+use crate::{
+    record,
+    rule::{ChainName, Chance, Rule, Target, host},
+};
+
+/// A list of backends and how it is served.
+pub(super) struct Set {
+    pub(super) backends: Arc<[Backend]>,
+    pub(super) way: Way,
+    label: String,
+    protocol: Protocol,
+}
+
+pub(super) enum Way {
+    /// By rules wherever a flow is led to it.
+    InPlace,
+    /// By a chain.
+    Chain(ChainName),
+}
+
+impl Group<'_> {
+    /// Decides how the `n`th set, of which this route is a user, is served; makes the chains that it takes.
+    pub(super) fn set(&mut self, route: &Route, backends: &Arc<[Backend]>, n: usize) -> Set {
+        let mut set = Set {
+            backends: Arc::clone(backends),
+            way: Way::InPlace,
+            label: record::label(&route.service_port),
+            protocol: route.frontend.protocol,
+        };
+        if backends.len() > 1 {
+            let chain = self.context.names.set(self.hash, n);
+            let rules = self.picks(&set, &name_and_protocol(route));
+            self.plan.chains.push((chain.clone(), rules.into()));
+            set.way = Way::Chain(chain);
+        }
+        set
+    }
+
+    /// The only backend of a set that is served in place, where its rule does not say all about it.
+    pub(super) fn remarkable(&self, set: &Set) -> Option<Backend> {
+        let backend = set.backends.first().filter(|backend| !record::is_plain(backend))?;
+        matches!(set.way, Way::InPlace).then_some(*backend)
+    }
+
+    /// The rules that send what matches to the only backend of a set. The last one has the matches as they
+    /// are.
+    pub(super) fn in_place(&self, set: &Set, matches: Rule) -> Vec<Rule> {
+        let Some(backend) = set.backends.first() else { return Vec::new() };
+        let mut rules = Vec::with_capacity(2);
+        if !self.context.hairpin {
+            let mark = Rule { comment: String::new(), ..matches.clone() };
+            let mark = mark.and_from(&Rule::default().from(host(backend.address)));
+            rules.extend(mark.map(|rule| rule.target(Target::Jump(self.context.names.mark_masq.clone()))));
+        }
+        rules.push(matches.protocol(set.protocol).target(Target::Dnat(backend.socket_addr())));
+        rules
+    }
+
+    /// The rules that pick a backend, each as likely as it weighs.
+    fn picks(&mut self, set: &Set, identity: &str) -> Vec<Rule> {
+        let mut rules = Vec::with_capacity(set.backends.len() + 1);
+        let weight = |backend: &Backend| u64::from(backend.weight.get());
+        let mut left: u64 = set.backends.iter().map(weight).sum();
+        for (n, backend) in set.backends.iter().enumerate() {
+            // Of those that the rules before leave. The last takes the rest.
+            let chance = Chance::of(weight(backend), left);
+            left -= weight(backend);
+            rules.extend(self.pick(set, identity, backend, chance, n == 0));
+        }
+        rules
+    }
+
+    /// The rules that pick one backend. The first of a chain says whose it is.
+    fn pick(
+        &mut self,
+        set: &Set,
+        identity: &str,
+        backend: &Backend,
+        chance: Option<Chance>,
+        first: bool,
+    ) -> Vec<Rule> {
+        let named = record::backend_comment(&set.label, backend);
+        let comment = if first || !record::is_plain(backend) { named } else { String::new() };
+        let itself = host(backend.address);
+        let translate = Rule::to(Target::Dnat(backend.socket_addr())).protocol(set.protocol);
+        let mark = Rule::jump(&self.context.names.mark_masq).from(itself);
+        if self.context.hairpin {
+            vec![Rule { chance, ..translate }.comment(comment)]
+        } else if backend.local {
+            let chain = self.context.names.endpoint(identity, backend.socket_addr());
+            let rule = Rule { chance, ..Rule::jump(&chain) }.comment(comment);
+            let label = set.label.as_str();
+            let rules = [mark.comment(label), translate.comment(label)];
+            self.plan.chains.push((chain, Arc::from(rules)));
+            vec![rule]
+        } else if chance.is_some() {
+            vec![Rule { chance, ..translate }.not_from(itself).comment(comment)]
+        } else {
+            vec![mark, translate.comment(comment)]
+        }
+    }
+}
