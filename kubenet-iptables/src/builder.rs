@@ -45,6 +45,7 @@ impl Default for IptablesBuilder {
             network_namespace: None,
             programs,
             families: None,
+            accept_invalid: false,
         })
     }
 }
@@ -110,6 +111,16 @@ impl IptablesBuilder {
         families.sort_unstable();
         families.dedup();
         self.0.families = Some(families);
+        self
+    }
+
+    /// Whether packets are forwarded that the kernel's connection tracking can make no sense of: state INVALID.
+    /// When not set, they are dropped, because nobody translates them back, and whoever gets one so resets its
+    /// connection. For networks where packets of one connection take different ways. kube-proxy's
+    /// `conntrack.tcpBeLiberal` sets the kernel's `nf_conntrack_tcp_be_liberal`, too: that is left to the caller.
+    #[must_use]
+    pub fn accept_invalid(mut self, accept: bool) -> Self {
+        self.0.accept_invalid = accept;
         self
     }
 

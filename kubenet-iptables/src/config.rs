@@ -30,6 +30,7 @@ pub(crate) struct Config {
     pub(crate) network_namespace: Option<PathBuf>,
     pub(crate) programs: Settings,
     pub(crate) families: Option<Vec<IpFamily>>,
+    pub(crate) accept_invalid: bool,
 }
 
 /// How to run the programs.

@@ -145,6 +145,7 @@ fn endpoints(tuples: &[Tuple]) -> Option<(SocketAddr, SocketAddr, u8)> {
                     match part {
                         ProtoTuple::Protocol(Number::Tcp) => number = Some(6),
                         ProtoTuple::Protocol(Number::Udp) => number = Some(17),
+                        ProtoTuple::Protocol(Number::Sctp) => number = Some(132),
                         ProtoTuple::SourcePort(port) => source_port = *port,
                         ProtoTuple::DestinationPort(port) => destination_port = *port,
                         _ => {}

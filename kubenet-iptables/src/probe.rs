@@ -32,6 +32,8 @@ pub(crate) struct Found {
     pub(crate) random_fully: bool,
     /// Whether a rule can compare the addresses of a packet.
     pub(crate) hairpin: bool,
+    /// Whether rules know SCTP.
+    pub(crate) sctp: bool,
     /// Whether stale flows can be cut.
     pub(crate) conntrack: bool,
 }
@@ -69,12 +71,13 @@ pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
     };
     let wanted = config.families.clone().unwrap_or_else(|| IpFamily::ALL.to_vec());
     let (mut tools, mut failures) = (Vec::new(), Vec::new());
-    let (mut random_fully, mut hairpin, mut tracking) = (true, true, true);
+    let (mut random_fully, mut hairpin, mut sctp, mut tracking) = (true, true, true, true);
     for family in &wanted {
         match config.programs.tools(backend, *family).and_then(|tools| Ok((features(&tools)?, tools))) {
             Ok((features, found)) => {
                 random_fully &= features.random_fully;
                 hairpin &= features.hairpin;
+                sctp &= features.sctp;
                 tracking &= features.conntrack;
                 tools.push(found);
             }
@@ -95,7 +98,7 @@ pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
         tracing::info!(%family, reason = %failure, "address family left out");
     }
     let other = wanted.iter().filter_map(|f| config.programs.tools(backend.other(), *f).ok()).collect();
-    Ok(Found { backend, tools, other, random_fully, hairpin, conntrack: tracking })
+    Ok(Found { backend, tools, other, random_fully, hairpin, sctp, conntrack: tracking })
 }
 
 fn enter(path: &Path) -> Result<(), (ErrorKind, String, io::Error)> {
@@ -143,6 +146,7 @@ pub(crate) fn legacy_table_exists(family: IpFamily, table: &str) -> bool {
 struct Features {
     random_fully: bool,
     hairpin: bool,
+    sctp: bool,
     conntrack: bool,
 }
 
@@ -153,8 +157,10 @@ fn features(tools: &Tools) -> Result<Features, ExecError> {
         // With all that can be done without.
         for (random_fully, hairpin) in [(true, true), (true, false), (false, true), (false, false)] {
             let conntrack = || conntrack::translated_flows(tools.family).is_ok();
-            let result = tools.restore(&everything(tools.family, random_fully, hairpin));
-            tried = result.map(|()| Features { random_fully, hairpin, conntrack: conntrack() });
+            let everything = |sctp| everything(tools.family, random_fully, hairpin, sctp);
+            let result = tools.restore(&everything(false));
+            let sctp = || tools.restore(&everything(true)).is_ok();
+            tried = result.map(|()| Features { random_fully, hairpin, sctp: sctp(), conntrack: conntrack() });
             let may_help = |e: &ExecError| !matches!(e.kind, ErrorKind::Permission | ErrorKind::Unavailable);
             if !tried.as_ref().is_err_and(may_help) {
                 break;
@@ -167,13 +173,13 @@ fn features(tools: &Tools) -> Result<Features, ExecError> {
         // Not allowed to make one (a container without CAP_SYS_ADMIN): the first transaction will tell.
         Err(_) => {
             let conntrack = conntrack::translated_flows(tools.family).is_ok();
-            Ok(Features { random_fully: true, hairpin: false, conntrack })
+            Ok(Features { random_fully: true, hairpin: false, sctp: false, conntrack })
         }
     }
 }
 
 /// A transaction with every match and target that plans use.
-fn everything(family: IpFamily, random_fully: bool, hairpin: bool) -> String {
+fn everything(family: IpFamily, random_fully: bool, hairpin: bool, sctp: bool) -> String {
     let address = |n: u8| match family {
         IpFamily::V4 => IpAddr::from([192, 0, 2, n]),
         IpFamily::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)]),
@@ -183,7 +189,7 @@ fn everything(family: IpFamily, random_fully: bool, hairpin: bool) -> String {
     node.node_port_addresses.push(address(1));
     let backend = |n, local| RouteBackend::new(address(n), port, local);
     let mut routes = Vec::new();
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
+    for protocol in Protocol::ALL.into_iter().filter(|protocol| sctp || *protocol != Protocol::Sctp) {
         for (n, backends) in
             [(2, vec![backend(4, true), backend(5, false), backend(6, false)]), (3, Vec::new())]
         {
@@ -205,7 +211,8 @@ fn everything(family: IpFamily, random_fully: bool, hairpin: bool) -> String {
     }
     let table = RouteTable::new(Revision(1), Arc::new(node), routes.into_iter().map(Arc::new));
     let families = vec![family];
-    let context = Context { names: Names::new("KUBE"), random_fully, hairpin, families };
+    let context =
+        Context { names: Names::new("KUBE"), random_fully, hairpin, sctp, accept_invalid: false, families };
     let edits: Vec<_> = context.jumps().iter().map(|jump| JumpEdit::insert(jump, family)).collect();
     let planner = Planner::new(Arc::new(context), table);
     let chains = planner.chains(family).map(|chains| crate::plan::changes(&Chains::new(), chains));

@@ -164,6 +164,7 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
     match rule.state {
         Some(State::New) => out.push_str(" -m conntrack --ctstate NEW"),
         Some(State::RelatedOrEstablished) => out.push_str(" -m conntrack --ctstate RELATED,ESTABLISHED"),
+        Some(State::Invalid) => out.push_str(" -m conntrack --ctstate INVALID"),
         Some(State::Translated) => out.push_str(" -m conntrack --ctstate DNAT"),
         None => {}
     }

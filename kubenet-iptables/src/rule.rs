@@ -146,6 +146,8 @@ impl Interface {
 pub(crate) enum State {
     New,
     RelatedOrEstablished,
+    /// The kernel can make no sense of it.
+    Invalid,
     /// Its destination was translated.
     Translated,
 }

@@ -184,6 +184,7 @@ fn parse_words(words: &[String]) -> Option<Rule> {
             "--ctstate" => {
                 rule.state = Some(match words.next()? {
                     "NEW" => State::New,
+                    "INVALID" => State::Invalid,
                     "DNAT" => State::Translated,
                     "RELATED,ESTABLISHED" | "ESTABLISHED,RELATED" => State::RelatedOrEstablished,
                     _ => return None,

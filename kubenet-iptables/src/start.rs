@@ -9,7 +9,7 @@ use std::{
 
 use kubenet_core::{
     datapath::{Capabilities, DatapathError, ErrorKind, EventHub, Feature, Limitation},
-    model::IpFamily,
+    model::{IpFamily, Protocol},
     route::{FrontendKind, RouteTable},
     worker::Worker,
 };
@@ -67,6 +67,8 @@ pub(crate) fn build(config: Config) -> Result<IptablesDatapath, DatapathError> {
             names: Names::new(&config.prefix),
             random_fully: found.random_fully,
             hairpin: found.hairpin,
+            sctp: found.sctp,
+            accept_invalid: config.accept_invalid,
             families: found.families(),
         };
         // The receiver waits until this thread is ready.
@@ -123,7 +125,14 @@ pub(crate) fn preview(
     };
     check(table)?;
     let names = Names::new(&config.prefix);
-    let context = Arc::new(Context { names, random_fully: true, hairpin: true, families: families.clone() });
+    let context = Arc::new(Context {
+        names,
+        random_fully: true,
+        hairpin: true,
+        sctp: true,
+        accept_invalid: config.accept_invalid,
+        families: families.clone(),
+    });
     let (served, failed) = refusal::divide(NAME, &capabilities, table);
     let plan = |table| Planner::new(Arc::clone(&context), table);
     let mut texts = BTreeMap::new();
@@ -159,6 +168,7 @@ pub(crate) fn preview(
 /// What rules can say on every machine.
 fn routing_capabilities() -> Capabilities {
     let mut capabilities = Capabilities::basic();
+    capabilities.protocols = Protocol::ALL.into();
     capabilities.frontends = FrontendKind::ALL.into();
     capabilities.features =
         [Feature::SourceRanges, Feature::Weights, Feature::InterfaceDetectors, Feature::RejectUnknownPorts]
@@ -172,7 +182,6 @@ fn capabilities(found: &Found) -> Capabilities {
     capabilities.keep_on_close = true;
     capabilities.node_udp_follows = found.conntrack;
     capabilities.limitations.extend([
-        Limitation { what: "SCTP", why: "routes of this protocol are reported as unsupported" },
         Limitation {
             what: "flows that a change of source ranges shuts out",
             why: "who is admitted is decided when a flow begins: established ones, of UDP too, live on until they end",
@@ -189,6 +198,13 @@ fn capabilities(found: &Found) -> Capabilities {
                   these flows where the kernel can list them",
         },
     ]);
+    if !found.sctp {
+        capabilities.protocols.remove(&Protocol::Sctp);
+        capabilities.limitations.push(Limitation {
+            what: "SCTP",
+            why: "the kernel or iptables has no match for it (xt_sctp): its routes are reported as unsupported",
+        });
+    }
     if !found.conntrack {
         capabilities.limitations.push(Limitation {
             what: "number of flows while draining",

@@ -10,7 +10,7 @@ use common::*;
 use futures::{StreamExt, executor::block_on};
 use kubenet_core::{
     datapath::{Close, Datapath, DatapathEvent, DatapathExt, ErrorKind},
-    model::{IpFamily, Protocol},
+    model::{Algorithm, IpFamily, Protocol},
     route::{
         Backend, BackendState, Frontend, FrontendKind, Masquerade, Revision, Route, RouteDelta,
         ServicePortName, Target, WhenEmpty,
@@ -220,10 +220,11 @@ fn updates_go_from_revision_to_revision_only() {
         block_on(datapath.replace(Arc::clone(&first))).unwrap();
         let wrong = Arc::new(RouteDelta::empty(Revision(7), Revision(8)));
         assert_eq!(block_on(datapath.apply(wrong)).unwrap_err().kind(), ErrorKind::Conflict);
-        let mut sctp = world.service(&["a1"]).remove(0);
-        sctp.frontend.protocol = Protocol::Sctp;
+        let mut maglev = world.service(&["a1"]).remove(0);
+        maglev.frontend.port = port(81);
+        maglev.algorithm = Algorithm::Maglev;
         let mut routes = world.service(&["a1"]);
-        routes.push(sctp);
+        routes.push(maglev);
         let second = world.table(2, routes);
         let report = block_on(datapath.apply(Arc::new(first.diff(&second)))).unwrap();
         assert_eq!(report.failed.len(), 1);

@@ -170,21 +170,6 @@ fn the_last_of_several_drained_datapaths_removes_the_rules_that_flows_need() {
 }
 
 #[test]
-fn service_traffic_passes_a_forward_policy_of_drop() {
-    for variant in VARIANTS {
-        let Some(world) = world(variant) else { return };
-        world.iptables(&["-P", "FORWARD", "DROP"]);
-        let datapath = world.start();
-        block_on(datapath.replace(world.table(1, world.service(&["b1"])))).unwrap();
-        let node = world.address(Node::A, V4);
-        assert_eq!(world.ask(Place::Outside, (node, NODE_PORT).into()), ("b1".into(), node));
-        block_on(datapath.replace(world.table(2, world.service(&["a1"])))).unwrap();
-        assert_eq!(world.ask("a1", cluster_ip(V4)), ("a1".into(), node), "hairpin");
-        block_on(datapath.close(Close::Remove)).unwrap();
-    }
-}
-
-#[test]
 fn udp_flows_to_what_is_gone_are_cut_and_others_are_not() {
     for variant in VARIANTS {
         let Some(world) = world(variant) else { return };

@@ -27,6 +27,8 @@ fn without_netlink() -> Engine {
         names: Names::new("KUBE"),
         random_fully: true,
         hairpin: true,
+        sctp: true,
+        accept_invalid: false,
         families: vec![IpFamily::V4],
     };
     let namespace = netns::identity().unwrap();

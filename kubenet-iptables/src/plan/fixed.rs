@@ -68,18 +68,25 @@ impl Context {
     /// Translated flows live in the kernel's connection tracking, whose hooks exist in a network namespace
     /// only as long as some rule there uses them: this chain does.
     pub(crate) fn draining_chains(&self) -> Vec<(ChainKey, Arc<[Rule]>)> {
+        // No packet in conntrack state INVALID is dropped: during a live swap the flows of another datapath may
+        // look so to this kernel.
+        vec![self.forward_chain(true)]
+    }
+
+    fn forward_chain(&self, accept_invalid: bool) -> (ChainKey, Arc<[Rule]>) {
         // A backend that reaches itself gets the mark only behind this chain, in POSTROUTING.
         let hairpin = Rule { state: Some(State::Translated), to_itself: true, ..Rule::to(Target::Accept) };
         let hairpin = self.hairpin.then(|| hairpin.comment("kubernetes backend that reaches itself"));
-        // Established flows first: they are nearly all packets. No packet in conntrack state INVALID is
-        // dropped here ([N2]): during a live swap the flows of another datapath may look so to this kernel.
-        let forward = [
-            Rule::to(Target::Accept)
-                .state(State::RelatedOrEstablished)
-                .comment("kubernetes forwarding conntrack rule"),
-            Rule { marked: Some(true), ..Rule::to(Target::Accept) }.comment("kubernetes forwarding rules"),
-        ];
-        vec![((Table::Filter, self.names.forward.clone()), forward.into_iter().chain(hairpin).collect())]
+        // [N2]: nobody translates it back, and whoever gets it so would reset the connection.
+        let invalid = Rule::to(Target::Drop).state(State::Invalid).comment("kubernetes invalid packets");
+        // Established flows first: they are nearly all packets.
+        let established = Rule::to(Target::Accept)
+            .state(State::RelatedOrEstablished)
+            .comment("kubernetes forwarding conntrack rule");
+        let marked =
+            Rule { marked: Some(true), ..Rule::to(Target::Accept) }.comment("kubernetes forwarding rules");
+        let rules = [Some(established), (!accept_invalid).then_some(invalid), Some(marked), hairpin];
+        ((Table::Filter, self.names.forward.clone()), rules.into_iter().flatten().collect())
     }
 
     /// The chains that do not depend on the routes or the node.
@@ -100,15 +107,18 @@ impl Context {
             Rule::to(Target::ClearMark),
             masquerade(Some(Protocol::Tcp)),
             masquerade(Some(Protocol::Udp)),
-            masquerade(None),
         ];
-        let mut chains = self.draining_chains();
+        let postrouting = postrouting
+            .into_iter()
+            .chain(self.sctp.then(|| masquerade(Some(Protocol::Sctp))))
+            .chain([masquerade(None)]);
+        let mut chains = vec![self.forward_chain(self.accept_invalid)];
         chains.push(((Table::Nat, names.mark_masq.clone()), Arc::from([Rule::to(Target::SetMark)])));
         chains.push((
             (Table::Nat, names.postrouting.clone()),
             hairpin.into_iter().chain(postrouting).collect(),
         ));
-        chains.push(((Table::Filter, names.no_port.clone()), Arc::from(unknown_port())));
+        chains.push(((Table::Filter, names.no_port.clone()), self.unknown_port()));
         chains
     }
 
@@ -191,11 +201,17 @@ impl Context {
         };
         ours.map(way).collect()
     }
-}
 
-/// [N4]: what is not for a port of the Service that has this cluster IP.
-fn unknown_port() -> [Rule; 2] {
-    let refusal = |protocol, target| Rule { protocol: Some(protocol), ..Rule::to(target) };
-    [(Protocol::Tcp, Target::RejectWithReset), (Protocol::Udp, Target::RejectUnreachable)]
-        .map(|(protocol, target)| refusal(protocol, target).comment("no such port of the cluster IP"))
+    /// [N4]: what is not for a port of the Service that has this cluster IP.
+    fn unknown_port(&self) -> Arc<[Rule]> {
+        let protocols = Protocol::ALL.into_iter().filter(|protocol| self.sctp || *protocol != Protocol::Sctp);
+        let refusal = |protocol| {
+            let target = match protocol {
+                Protocol::Tcp => Target::RejectWithReset,
+                _ => Target::RejectUnreachable,
+            };
+            Rule { protocol: Some(protocol), ..Rule::to(target) }.comment("no such port of the cluster IP")
+        };
+        protocols.map(refusal).collect()
+    }
 }

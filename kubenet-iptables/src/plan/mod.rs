@@ -38,6 +38,10 @@ pub(crate) struct Context {
     pub(crate) random_fully: bool,
     /// Whether a rule can tell a flow whose backend is its own source.
     pub(crate) hairpin: bool,
+    /// Whether rules know SCTP.
+    pub(crate) sctp: bool,
+    /// Whether packets are forwarded that the kernel can make no sense of ([N2]).
+    pub(crate) accept_invalid: bool,
     pub(crate) families: Vec<IpFamily>,
 }
 

@@ -29,6 +29,8 @@ fn context() -> Arc<Context> {
         names: Names::new("KUBE"),
         random_fully: true,
         hairpin: true,
+        sctp: true,
+        accept_invalid: false,
         families: IpFamily::ALL.to_vec(),
     })
 }
@@ -98,10 +100,12 @@ fn a_cluster_ip_is_one_rule_and_a_chain_only_where_it_picks() {
 :KUBE-SERVICES - [0:0]
 -A KUBE-EXTERNAL-SERVICES -d 10.0.0.1/32 -m comment --comment "kubernetes service nodeports" -j KUBE-NODEPORTS
 -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment "kubernetes forwarding conntrack rule" -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -m comment --comment "kubernetes invalid packets" -j DROP
 -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -m comment --comment "kubernetes forwarding rules" -j ACCEPT
 -A KUBE-FORWARD -m conntrack --ctstate DNAT -m bpf --bytecode "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0" -m comment --comment "kubernetes backend that reaches itself" -j ACCEPT
 -A KUBE-NO-PORT -p tcp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with tcp-reset
 -A KUBE-NO-PORT -p udp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-NO-PORT -p sctp -m comment --comment "no such port of the cluster IP" -j REJECT --reject-with icmp-port-unreachable
 -A KUBE-SERVICES -d 10.96.0.10/32 -m comment --comment "demo/web:http cluster IP port=tcp/80 masq=node,outside empty=reject" -g KUBE-NO-PORT
 -A KUBE-SERVICES -d 10.96.0.12/32 -m comment --comment "demo/one:http cluster IP port=tcp/80 masq=node,outside empty=reject" -g KUBE-NO-PORT
 COMMIT
@@ -121,6 +125,7 @@ COMMIT
 -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
 -A KUBE-POSTROUTING -p tcp -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --to-ports 32768-65535 --random-fully
 -A KUBE-POSTROUTING -p udp -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --to-ports 32768-65535 --random-fully
+-A KUBE-POSTROUTING -p sctp -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --to-ports 32768-65535 --random-fully
 -A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
 -A KUBE-SERVICES -m comment --comment "kubernetes masquerade unless from a pod" -j KUBE-MASQ-NO
 -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-XRY76EGRC3BSCIIJ
