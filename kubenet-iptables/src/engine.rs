@@ -131,7 +131,7 @@ impl Engine {
             Work::towards(*family, saved, planner.chains(*family).unwrap_or(&none), &jumps)
         });
         let works = works.collect();
-        self.execute("replace", works, &|family| planner.chains(family).cloned(), &jumps)?;
+        let unsure = self.execute("replace", works, &|family| planner.chains(family).cloned(), &jumps)?;
 
         let old = match self.planner.take() {
             Some(old) => old.table().clone(),
@@ -146,7 +146,7 @@ impl Engine {
             cut.add(&route.frontend, Some(&old), new);
         }
         self.cut(&cut);
-        self.unsure.clear();
+        self.unsure = unsure;
         self.planner = Some(planner);
         Ok(self.done(report, begun))
     }
@@ -193,15 +193,13 @@ impl Engine {
                 works.push(Work::step(family, chains, changes));
             }
         }
-        let unsure = self.execute_all("apply", works, &wanted, &jumps);
-        let unsure = match unsure {
-            Ok(()) => BTreeSet::new(),
+        self.unsure = match self.execute_all("apply", works, &wanted, &jumps) {
+            Ok(unsure) => unsure,
             Err(failure) => {
                 self.unsure.extend(failure.unsure);
                 return Err(failure.error);
             }
         };
-        self.unsure = unsure;
 
         report.upserted = delta.upserts.len();
         report.removed = delta.removals.len();
@@ -307,7 +305,9 @@ impl Engine {
             let family = tools.family;
             let removed = tools.save().and_then(|text| {
                 let saved = Saved::parse(&text, &self.context.names);
-                Work::towards(family, &saved, &Chains::new(), &[]).run(tools)?;
+                if let Some(left) = Work::towards(family, &saved, &Chains::new(), &[]).run(tools)? {
+                    return Err(left);
+                }
                 Ok(saved.referenced_by_others())
             });
             match removed {
@@ -391,47 +391,49 @@ impl Engine {
         works: Vec<Work>,
         wanted: &dyn Fn(IpFamily) -> Option<Chains>,
         jumps: &[Jump],
-    ) -> Result<(), DatapathError> {
+    ) -> Result<BTreeSet<IpFamily>, DatapathError> {
         self.execute_all(operation, works, wanted, jumps).map_err(|failure| {
             self.unsure.extend(failure.unsure);
             failure.error
         })
     }
 
-    /// Runs the transactions of all families, or none: when one fails, those before it are taken back.
+    /// Runs the transactions of all families, or none: when one fails, those before it are taken back. The
+    /// result are the families in which something is left to tidy up.
     fn execute_all(
         &self,
         operation: &'static str,
         works: Vec<Work>,
         wanted: &dyn Fn(IpFamily) -> Option<Chains>,
         jumps: &[Jump],
-    ) -> Result<(), Failure> {
+    ) -> Result<BTreeSet<IpFamily>, Failure> {
         let mut done: Vec<(&Tools, Work)> = Vec::new();
+        let mut untidy = BTreeSet::new();
         for work in works {
             let Some(tools) = self.tools.iter().find(|tools| tools.family == work.family) else { continue };
-            let Err(mut error) = work.run(tools) else {
-                done.push((tools, work));
-                continue;
-            };
-            if error.is_refusal() {
+            let mut result = work.run(tools);
+            if result.as_ref().is_err_and(ExecError::is_refusal) {
                 // Somebody may have changed our chains: look, and try once more from what is there.
-                let again = tools.save().and_then(|text| {
+                result = tools.save().and_then(|text| {
                     let saved = Saved::parse(&text, &self.context.names);
                     let again =
                         Work::towards(work.family, &saved, &wanted(work.family).unwrap_or_default(), jumps);
                     again.run(tools)
                 });
-                match again {
-                    Ok(()) => {
-                        done.push((tools, work));
-                        continue;
-                    }
-                    Err(second) => error = second,
-                }
             }
-            return Err(self.take_back(operation, tools, &work, error, done));
+            match result {
+                Ok(left) => {
+                    if let Some(error) = left {
+                        let family = work.family;
+                        tracing::warn!(%family, %error, "chains without use are left; the next call looks again");
+                        untidy.insert(family);
+                    }
+                    done.push((tools, work));
+                }
+                Err(error) => return Err(self.take_back(operation, tools, &work, error, done)),
+            }
         }
-        Ok(())
+        Ok(untidy)
     }
 
     fn take_back(
@@ -454,13 +456,19 @@ impl Engine {
         let names = &self.context.names;
         let recovered = tools.save().and_then(|text| failed.recovery(&Saved::parse(&text, names)).run(tools));
         match recovered {
-            Ok(()) => drop(unsure.remove(&failed.family)),
+            Ok(None) => drop(unsure.remove(&failed.family)),
+            // Only chains without use.
+            Ok(Some(_)) => {}
             Err(error) => left(failed.family, error),
         }
         for (tools, work) in done {
-            if let Err(error) = work.inverse().run(tools) {
-                unsure.insert(work.family);
-                left(work.family, error);
+            match work.inverse().run(tools) {
+                Ok(None) => {}
+                Ok(Some(_)) => unsure.extend([work.family]),
+                Err(error) => {
+                    unsure.insert(work.family);
+                    left(work.family, error);
+                }
             }
         }
         let error = match error.source {

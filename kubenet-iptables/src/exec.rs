@@ -138,7 +138,7 @@ impl Settings {
                 ),
             ));
         };
-        Ok(Tools { family, restore, save, settings: self.clone() })
+        Ok(Tools { family, variant: backend, restore, save, settings: self.clone() })
     }
 
     pub(crate) fn place(&self) -> String {
@@ -153,6 +153,7 @@ impl Settings {
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
     pub(crate) family: IpFamily,
+    pub(crate) variant: Backend,
     restore: PathBuf,
     save: PathBuf,
     settings: Settings,

@@ -35,6 +35,8 @@ mod rule;
 #[cfg(target_os = "linux")]
 mod save;
 #[cfg(target_os = "linux")]
+mod stages;
+#[cfg(target_os = "linux")]
 mod start;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;

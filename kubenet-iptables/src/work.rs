@@ -5,14 +5,15 @@ use std::sync::Arc;
 use kubenet_core::model::IpFamily;
 
 use crate::{
-    exec::{ExecError, Tools},
+    exec::{Backend, ExecError, Tools},
     plan::{self, Jump},
     restore::{self, JumpEdit},
     rule::{ChainChanges, Chains},
     save::{self, Saved},
+    stages::{self, Stages},
 };
 
-/// A transaction to be.
+/// A transaction to be, or several of which packets see one.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub(crate) family: IpFamily,
@@ -48,11 +49,33 @@ impl Work {
         Self { family, old: old.collect(), changes, edits }
     }
 
-    pub(crate) fn run(&self, tools: &Tools) -> Result<(), ExecError> {
+    /// Makes the changes; packets see them at once. The result says what chains that nothing leads to any more
+    /// were left, if any: the rules are right all the same.
+    ///
+    /// After an error packets see what they saw before, unless iptables committed one table and not the other;
+    /// new chains that nothing leads to may be left.
+    pub(crate) fn run(&self, tools: &Tools) -> Result<Option<ExecError>, ExecError> {
         if self.changes.is_empty() && self.edits.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        tools.restore(&restore::transaction(self.family, &self.old, &self.changes, &self.edits))
+        let stages = match tools.variant {
+            Backend::Nft => Stages::of(&self.changes, &self.old, stages::NAMES),
+            // The kernel is given the whole table, whatever changes.
+            Backend::Legacy => Stages::one(&self.changes),
+        };
+        let (before, after) = (stages.before.len(), stages.after.len());
+        if before + after > 0 {
+            tracing::debug!(family = %self.family, before, after, "transactions around the one that switches");
+        }
+        let transaction = |changes, edits| restore::transaction(self.family, &self.old, changes, edits);
+        for changes in &stages.before {
+            tools.restore(&transaction(changes, &[]))?;
+        }
+        if !stages.switch.is_empty() || !self.edits.is_empty() {
+            tools.restore(&transaction(&stages.switch, &self.edits))?;
+        }
+        let mut rest = stages.after.iter().map(|changes| tools.restore(&transaction(changes, &[])));
+        Ok(rest.find_map(Result::err))
     }
 
     /// The way back after it was done.

@@ -7,14 +7,13 @@ mod common;
 use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    path::{Path, PathBuf},
     process::{Child, Command},
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use common::*;
+use common::{programs::Programs, *};
 use futures::executor::block_on;
 use kubenet_core::{
     datapath::{Close, Datapath, ErrorKind},
@@ -22,52 +21,8 @@ use kubenet_core::{
     route::RouteTable,
 };
 use kubenet_iptables::{IptablesDatapath, Variant};
-use tempfile::TempDir;
 
 const V4: IpFamily = IpFamily::V4;
-
-/// A directory with stand-ins for the programs. Each does what the file `fail-<family>` in it says, once it
-/// is there, or calls the real one.
-struct Programs(TempDir);
-
-impl Programs {
-    fn new(variant: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        for base in ["iptables", "ip6tables"] {
-            for what in ["restore", "save"] {
-                let name = format!("{base}-{variant}-{what}");
-                let real = ["/usr/sbin", "/sbin"].map(|d| Path::new(d).join(&name));
-                let real = real.into_iter().find(|path| path.exists()).unwrap();
-                let fault = directory.path().join(format!("fail-{base}-{what}"));
-                let script = format!(
-                    "#!/bin/sh\nif [ -e {0} ]; then . {0}; fi\nexec {1} \"$@\"\n",
-                    fault.display(),
-                    real.display()
-                );
-                let path = directory.path().join(&name);
-                fs::write(&path, script).unwrap();
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-            }
-        }
-        Self(directory)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().to_owned()
-    }
-
-    fn fail(&self, program: &str, script: &str) {
-        fs::write(self.0.path().join(format!("fail-{program}")), script).unwrap();
-    }
-
-    fn heal(&self) {
-        for entry in fs::read_dir(self.0.path()).unwrap().flatten() {
-            if entry.file_name().to_string_lossy().starts_with("fail-") {
-                fs::remove_file(entry.path()).unwrap();
-            }
-        }
-    }
-}
 
 /// A lab, stand-in programs and a datapath that serves a table with b1.
 fn serving(variant: Variant) -> Option<(World, Programs, IptablesDatapath, Arc<RouteTable>)> {

@@ -7,6 +7,8 @@
     reason = "each test binary uses a part; a failed step fails the test"
 )]
 
+pub mod programs;
+
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
@@ -112,6 +114,21 @@ impl World {
             }
         }
         routes
+    }
+
+    /// A table that takes several transactions on the nf_tables variant: the Service, and many others, of which
+    /// these have one backend and the rest several.
+    pub fn large(&self, revision: u64, pods: &[&str], single: usize) -> Arc<RouteTable> {
+        let many = (0..1_500_usize).map(|i| {
+            let [high, low] = u16::try_from(i).unwrap().to_be_bytes();
+            let frontend = Frontend::ip([10, 97, high, low].into(), port(80), Protocol::Tcp);
+            let name = ServicePortName { service: format!("s{i}").into(), ..name() };
+            let backend = |n| Backend::new([10, 245, high, low].into(), port(n), false);
+            let ports = if i < single { 1..2 } else { 1..4 };
+            let target = Target { backends: ports.map(backend).collect(), when_empty: WhenEmpty::Drop };
+            Route::new(frontend, FrontendKind::ClusterIp, name, target, Masquerade::NEVER)
+        });
+        self.table(revision, self.service(pods).into_iter().chain(many).collect())
     }
 
     /// Runs a program on node-a; its output.
