@@ -37,6 +37,7 @@ fmt:
 bench:
 	cargo bench -p kubenet-benches
 	cargo run --release -p kubenet-benches --bin iptables -- --out target/bench/iptables $(BENCH_ARGS)
+	cargo run --release -p kubenet-benches --bin ebpf -- --out target/bench/ebpf $(BENCH_ARGS)
 
 clean:
 	cargo clean

@@ -2,22 +2,24 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     time::{Duration, Instant},
 };
 
-use kubenet_testkit::lab::{Lab, Netns};
+use kubenet_core::model::IpFamily;
+use kubenet_testkit::lab::{Lab, Netns, Place};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
 use crate::{Failure, machine, stats::Samples};
 
-/// A client in one pod and a listener in another.
+/// A client in one place of a lab and a listener in another, both on the calling thread, so that no scheduler
+/// is measured: what one end sends is at the other when the system call returns.
 #[derive(Debug)]
 pub struct Dialer {
-    client: Netns,
-    listener: TcpListener,
+    pub(crate) client: Netns,
+    pub(crate) listener: TcpListener,
 }
 
 /// What connections cost.
@@ -38,18 +40,39 @@ impl Connects {
 }
 
 impl Dialer {
-    /// Listens in a pod for a client in another.
+    /// Listens in one place for a client in another, IPv4.
     ///
     /// # Errors
     /// No such pod, or the port is taken.
-    pub fn new(lab: &Lab, client: &str, server: &str, port: u16) -> Result<Self, Failure> {
-        let server = lab.pod(server)?;
-        let socket = server.netns().socket(Domain::IPV4, Type::STREAM, None)?;
+    pub fn new(
+        lab: &Lab,
+        client: impl Into<Place>,
+        server: impl Into<Place>,
+        port: u16,
+    ) -> Result<Self, Failure> {
+        let server = server.into();
+        let socket = lab.netns(&server)?.socket(Domain::IPV4, Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((server.v4(), port)).into())?;
+        socket.bind(&SocketAddr::new(lab.address(&server, IpFamily::V4)?, port).into())?;
         socket.listen(64)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { client: lab.pod(client)?.netns().clone(), listener: socket.into() })
+        Ok(Self { client: lab.netns(&client.into())?, listener: socket.into() })
+    }
+
+    /// The same listener, for a client elsewhere.
+    ///
+    /// # Errors
+    /// No such pod, or no file descriptor is left.
+    pub fn from(&self, lab: &Lab, client: impl Into<Place>) -> Result<Self, Failure> {
+        Ok(Self { client: lab.netns(&client.into())?, listener: self.listener.try_clone()? })
+    }
+
+    /// Where the listener is.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn server(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
     }
 
     /// Makes so many connections. Each must arrive at the listener, and is cut from both ends before the next.
@@ -75,10 +98,11 @@ impl Dialer {
         })?
     }
 
-    fn accept(&self) -> Result<(), Failure> {
+    /// The connection that was made just now.
+    pub(crate) fn accept(&self) -> Result<TcpStream, Failure> {
         loop {
             match self.listener.accept() {
-                Ok(_) => return Ok(()),
+                Ok((stream, _)) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let mut waiting = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
                     if poll(&mut waiting, PollTimeout::from(1000u16))? == 0 {

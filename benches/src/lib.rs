@@ -3,6 +3,7 @@
 
 pub mod connects;
 pub mod drive;
+pub mod exchange;
 pub mod machine;
 pub mod report;
 pub mod stats;

@@ -9,7 +9,12 @@ pub struct Samples(Vec<f64>);
 impl Samples {
     /// Adds one.
     pub fn push(&mut self, sample: Duration) {
-        self.0.push(sample.as_secs_f64());
+        self.push_seconds(sample.as_secs_f64());
+    }
+
+    /// Adds one that is finer than a nanosecond.
+    pub fn push_seconds(&mut self, seconds: f64) {
+        self.0.push(seconds);
     }
 
     /// Adds those of another run.

@@ -7,7 +7,12 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, io, path::Path};
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::Path,
+    time::Instant,
+};
 
 pub use self::{
     curves::Curves,
@@ -17,10 +22,17 @@ pub use self::{
 use crate::Failure;
 
 /// All that a run found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Report {
     records: Vec<Record>,
     plots: Vec<Plot>,
+    begin: Instant,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self { records: Vec::new(), plots: Vec::new(), begin: Instant::now() }
+    }
 }
 
 impl Report {
@@ -43,6 +55,24 @@ impl Report {
     /// The figures as a table.
     pub fn table(&self) -> String {
         table::render(&self.records)
+    }
+
+    /// Ends a run: writes the files and prints the table.
+    ///
+    /// # Errors
+    /// Those of [`Report::write`].
+    pub fn finish(&self, directory: &Path) -> Result<(), Failure> {
+        let written = self.write(directory);
+        let (figures, seconds) = (self.records.len(), self.begin.elapsed().as_secs());
+        let mut out = io::stdout().lock();
+        // Nobody may be reading it any more; the files are there.
+        let _ = writeln!(
+            out,
+            "{}\n{figures} figures in {seconds} s; also in {}",
+            self.table(),
+            directory.display()
+        );
+        written
     }
 
     /// Writes `results.json` and a file for each plot to a directory, which is made where it is missing.

@@ -39,6 +39,8 @@ pub enum Ratio {
     Gain,
     /// Value by baseline: so many times the cost.
     Cost,
+    /// Value by baseline, where more is better.
+    Share,
 }
 
 /// What was aimed at.
@@ -94,7 +96,7 @@ impl Record {
         let (value, baseline) = (self.value.number()?, self.baseline.number()?);
         let (over, under) = match self.ratio {
             Ratio::Gain => (baseline, value),
-            Ratio::Cost => (value, baseline),
+            Ratio::Cost | Ratio::Share => (value, baseline),
         };
         (under > 0.0).then_some(over / under)
     }
@@ -190,7 +192,7 @@ impl Serialize for Record {
             "ratio_is",
             match self.ratio {
                 Ratio::Gain => "baseline / value",
-                Ratio::Cost => "value / baseline",
+                Ratio::Cost | Ratio::Share => "value / baseline",
             },
         )?;
         map.serialize_field("bound", &self.is_bound())?;

@@ -31,11 +31,12 @@ fn row(record: &Record) -> [String; 7] {
         let bound = match (record.is_bound(), record.ratio) {
             (false, _) => "",
             (true, Ratio::Gain) => "≥ ",
-            (true, Ratio::Cost) => "≤ ",
+            (true, Ratio::Cost | Ratio::Share) => "≤ ",
         };
         let word = match record.ratio {
             Ratio::Gain => "× better",
             Ratio::Cost => "× the cost",
+            Ratio::Share => "× as much",
         };
         format!("{bound}{} {word:<10}", digits(ratio))
     });

@@ -1,6 +1,8 @@
 //! What the first packet of a connection costs, by the number of Services and by the place of the one that is
 //! dialled.
 
+use std::ops::Range;
+
 use kubenet_benches::{
     Failure,
     connects::{Connects, Dialer},
@@ -16,6 +18,9 @@ const QUICK: [u32; 3] = [1, 10, 1_000];
 /// Each round makes a few connections to each target in turn, so that noise hits all of them.
 const ROUNDS: usize = 60;
 const IN_A_ROUND: usize = 40;
+
+/// Services that are added at once.
+const STEP: u32 = 1_000;
 
 /// What is dialled, and what that cost.
 struct Target<'a> {
@@ -71,14 +76,17 @@ fn places(size: u32) -> Vec<(&'static str, u32)> {
     }
 }
 
-/// Adds Services on both nodes.
-fn grow(world: &mut World, numbers: std::ops::Range<u32>, real: &[u32]) -> Result<(), Failure> {
-    let ours = world.objects(Node::A, numbers.clone(), real)?;
-    if numbers.start == 0 {
-        world.kubenet.declare(ours);
-        world.kubenet.program()?;
-    } else {
-        world.kubenet.update(ours)?;
+/// Adds Services on both nodes, in steps: what they take is of no interest.
+fn grow(world: &mut World, numbers: Range<u32>, real: &[u32]) -> Result<(), Failure> {
+    for first in numbers.clone().step_by(STEP as usize) {
+        let some = first..numbers.end.min(first + STEP);
+        let ours = world.objects(Node::A, some, real)?;
+        if first == 0 {
+            world.kubenet.declare(ours);
+            world.kubenet.program()?;
+        } else {
+            world.kubenet.update(ours)?;
+        }
     }
     let theirs = world.objects(Node::B, numbers, real)?;
     theirs.into_iter().for_each(|change| world.declared.change(change));

@@ -11,7 +11,7 @@ mod program;
 mod restore;
 mod world;
 
-use std::{process::ExitCode, time::Instant};
+use std::process::ExitCode;
 
 use args::{Args, Name, Part};
 use clap::Parser;
@@ -24,18 +24,9 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let begin = Instant::now();
     let mut report = Report::default();
     let ran = run(&args, &mut report);
-    println!("{}", report.table());
-    let written = report.write(&args.out);
-    println!(
-        "{} figures in {:.0} s; also in {}",
-        report.records().len(),
-        begin.elapsed().as_secs_f64(),
-        args.out.display()
-    );
-    match ran.and(written) {
+    match report.finish(&args.out).and(ran) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("iptables: {error}");
@@ -44,15 +35,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs every part, also after one that failed. The first failure counts.
 fn run(args: &Args, report: &mut Report) -> Result<(), Failure> {
     let names = args.variant.map_or(Name::ALL.to_vec(), |name| vec![name]);
+    let mut ran = Ok(());
+    let mut note = |part: Result<(), Failure>| {
+        if let Err(error) = part {
+            eprintln!("  not measured: {error}");
+            if ran.is_ok() {
+                ran = Err(error);
+            }
+        }
+    };
     for name in names {
         if args.only != Some(Part::Connect) {
-            program::run(report, name, args.quick)?;
+            note(program::run(report, name, args.quick));
         }
         if args.only != Some(Part::Program) {
-            connect::run(report, name, args.quick)?;
+            note(connect::run(report, name, args.quick));
         }
     }
-    Ok(())
+    ran
 }
