@@ -23,9 +23,13 @@ impl Curves {
         }
     }
 
-    /// The plot of them, by factors.
+    /// The plot of them: by factors where the highest is far above the lowest.
     pub fn plot(self, file: impl Into<String>, title: impl Into<String>, x: &str, y: &str) -> Plot {
-        let (file, title, scale) = (file.into(), title.into(), Scale::Log);
+        const FAR: f64 = 30.0;
+        let heights = self.0.iter().flat_map(|series| &series.points).map(|point| point.1);
+        let (low, high) = heights.fold((f64::INFINITY, 0.0_f64), |(low, high), y| (low.min(y), high.max(y)));
+        let scale = if high > low * FAR { Scale::Log } else { Scale::Linear };
+        let (file, title) = (file.into(), title.into());
         Plot { file, title, x: x.into(), y: y.into(), scale, series: self.0 }
     }
 }

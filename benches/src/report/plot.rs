@@ -97,7 +97,7 @@ impl Plot {
         Y::CoordDescType: ValueFormatter<f64>,
     {
         let mut chart = ChartBuilder::on(area)
-            .caption(&self.title, ("sans-serif", 20))
+            .caption(&self.title, ("sans-serif", 22))
             .margin(16)
             .x_label_area_size(44)
             .y_label_area_size(72)
@@ -105,6 +105,8 @@ impl Plot {
         let number = |number: &f64| digits(*number);
         chart
             .configure_mesh()
+            .label_style(("sans-serif", 15))
+            .axis_desc_style(("sans-serif", 16))
             .x_desc(&self.x)
             .y_desc(&self.y)
             .x_label_formatter(&number)
@@ -124,6 +126,7 @@ impl Plot {
         }
         chart
             .configure_series_labels()
+            .label_font(("sans-serif", 15))
             .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))

@@ -83,6 +83,26 @@ impl Kubenet {
         Ok(found.ok_or_else(|| format!("no program {name} of this datapath is loaded"))?.fd()?)
     }
 
+    /// Bytes that maps hold in the kernel: those that the programs use, and all others that this process has open.
+    pub(crate) fn memory(&self) -> Result<u64, Failure> {
+        let mut open = Vec::new();
+        for program in self.programs()? {
+            for id in program.map_ids()?.unwrap_or_default() {
+                open.push(MapInfo::from_id(id)?.fd()?);
+            }
+        }
+        let mut maps = BTreeMap::new();
+        for file in fs::read_dir("/proc/self/fdinfo")?.flatten() {
+            // The directory's own is closed by now.
+            maps.extend(fs::read_to_string(file.path()).ok().as_deref().and_then(memlock));
+        }
+        if maps.is_empty() {
+            return Err("the kernel does not tell the memory of maps".into());
+        }
+        drop(open);
+        Ok(maps.into_values().sum())
+    }
+
     fn programs(&self) -> Result<Vec<ProgramInfo>, Failure> {
         let mut ours = Vec::new();
         for program in loaded_programs() {
@@ -101,25 +121,10 @@ impl Kubenet {
     }
 }
 
-/// Bytes that maps hold in the kernel, as far as this process has them open: those of its datapaths, also the ones
-/// that no program uses, and those of the benchmark's own object.
-pub(crate) fn map_memory() -> Result<u64, Failure> {
-    let mut maps = BTreeMap::new();
-    for file in fs::read_dir("/proc/self/fdinfo")?.flatten() {
-        // The directory's own is closed by now.
-        let Ok(text) = fs::read_to_string(file.path()) else { continue };
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().parse::<u64>().ok()
-        };
-        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
-            maps.insert(id, bytes);
-        }
-    }
-    if maps.is_empty() {
-        return Err("the kernel does not tell the memory of maps".into());
-    }
-    Ok(maps.into_values().sum())
+/// Number and memory of a map, from what the kernel says of its open file.
+fn memlock(fdinfo: &str) -> Option<(u32, u64)> {
+    let field = |name: &str| Some(fdinfo.lines().find_map(|line| line.strip_prefix(name))?.trim());
+    Some((field("map_id:")?.parse().ok()?, field("memlock:")?.parse().ok()?))
 }
 
 fn check(report: &ApplyReport) -> Result<(), Failure> {

@@ -145,20 +145,28 @@ fn established(
     let syn = Plan { flags: SYN, ..plan };
     runs.run(Hook::Tc, family, Target::Program(&bench.from_pod), &syn, 1)?;
     let reply = Plan { reply: true, ..plan };
-    let mut cases = [
+    let mut cases = vec![
         case(Hook::Tc, family, Target::Nobody, plan),
         case(Hook::Tc, family, Target::Floor, plan),
         case(Hook::Tc, family, Target::Program(&bench.from_pod), plan),
         case(Hook::Tc, family, Target::Program(&bench.from_external), reply),
     ];
+    if family == Family::V4 {
+        cases.push(case(Hook::Tc, family, Target::Routed, plan));
+    }
     let paths = [Path::NotOurs, Path::NotOurs, Path::Known, Path::Known];
     let check = check_paths(bench.kubenet, &paths, ROUNDS);
     let costs = runs.compare(&mut cases, bench.batches, ROUNDS, check)?;
-    let [driver, floor, known, reply] = &costs[..] else { return Ok(()) };
-    let floor = over(floor, driver);
+    let [driver, floor, known, reply, routed @ ..] = &costs[..] else { return Ok(()) };
+    let mut add = |bench: String, cost: &Cost, baseline: &Cost, is: &str| {
+        let record = Record::new(bench, over(cost, driver), "ns");
+        report.add(record.against(over(baseline, driver), is, Ratio::Cost));
+    };
     for (what, cost) in [("known_flow", known), ("reply", reply)] {
-        let record = Record::new(format!("{what}_{name}"), over(cost, driver), "ns");
-        report.add(record.against(floor, FLOOR, Ratio::Cost));
+        add(format!("{what}_{name}"), cost, floor, FLOOR);
+        for routed in routed {
+            add(format!("{what}_{name}_vs_routed"), cost, routed, "the same with a look-up of the route");
+        }
     }
     Ok(())
 }

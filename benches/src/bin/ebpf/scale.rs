@@ -13,7 +13,7 @@ use kubenet_ebpf::MapSizes;
 use kubenet_testkit::lab::{Lab, LabConfig, Node};
 
 use crate::{
-    kubenet::{FROM_POD, Kubenet, map_memory},
+    kubenet::{FROM_POD, Kubenet},
     packets::{Path, check_paths},
     routes,
     runs::{Case, Family, Hook, Plan, REDIRECT, Runs, SYN, Target},
@@ -99,10 +99,10 @@ fn size(
     let kubenet = Kubenet::start(&lab, sizes, |builder| builder)?;
     // What is beside the Services is there before them.
     kubenet.replace(routes::table(0, 1)?)?;
-    let empty = map_memory()?;
+    let empty = kubenet.memory()?;
     let table = routes::table(services, endpoints)?;
     let took = kubenet.replace(table)?.as_secs_f64();
-    let full = map_memory()?;
+    let full = kubenet.memory()?;
     let mut runs = Runs::new(lab.node(Node::A).netns().clone(), "eth0", more(services))?;
     let begin = Instant::now();
     runs.fill_floor(0..services)?;

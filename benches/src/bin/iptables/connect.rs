@@ -61,10 +61,10 @@ pub(crate) fn run(report: &mut Report, name: Name, quick: bool) -> Result<(), Fa
         }
         record(report, &mut lines, size, name, &targets);
     }
-    let title = format!("A connection to the last of all Services, iptables-{}", name.as_str());
+    let title = format!("A connection, by the place of its Service, iptables-{}", name.as_str());
     report.plot(lines.plot(format!("connect_{}", name.as_str()), title, "Services", "µs, median"));
-    world.end();
-    only.end();
+    world.end(quick);
+    only.end(quick);
     Ok(())
 }
 
@@ -116,8 +116,12 @@ fn record(report: &mut Report, lines: &mut Curves, size: u32, name: Name, target
         add(report, &format!("{bench}_vs_classic"), p50(ours), p50(classic), classic_is, Ratio::Gain);
         add(report, &format!("{bench}_p99"), p99(ours), p99(classic), "the classic layout, p99", Ratio::Gain);
         add(report, &format!("{bench}_cpu"), cpu(ours), cpu(classic), "the classic layout, CPU", Ratio::Gain);
-        lines.point(&format!("kubenet, {place}"), f64::from(size), p50(ours));
-        lines.point(&format!("classic, {place}"), f64::from(size), p50(classic));
+        // The only one is the first, and the last.
+        let lines_of = if place == "only" { &["first", "middle", "last"][..] } else { &[place] };
+        for place in lines_of {
+            lines.point(&format!("kubenet, {place}"), f64::from(size), p50(ours));
+            lines.point(&format!("classic, {place}"), f64::from(size), p50(classic));
+        }
     }
     let is = "the classic layout's only one, in the same run";
     let bench = format!("connect_reference_with_{size}_{}", name.as_str());

@@ -41,14 +41,14 @@ pub(crate) fn run(report: &mut Report, name: Name, quick: bool) -> Result<(), Fa
     for &(services, endpoints) in sizes {
         eprintln!("{} Services of {endpoints}, {}", services, name.as_str());
         let reference = (endpoints == 1 && Some(services) == largest).then_some(&mut small);
-        if let Err(error) = size(report, &mut lines, name, services, endpoints, reference) {
+        if let Err(error) = size(report, &mut lines, name, (services, endpoints), reference, quick) {
             // What is missing meets no goal; the other sizes go on.
             eprintln!("  not measured: {error}");
             let bench = format!("first_program_{services}x{endpoints}_{}", name.as_str());
             report.add(Record::new(bench, 0.0, "s").with_value(Measure::Missing));
         }
     }
-    small.end();
+    small.end(quick);
     let variant = name.as_str();
     let plot = |lines: Curves, file: &str, title: &str, unit| {
         lines.plot(format!("{file}_{variant}"), format!("{title}, iptables-{variant}"), "Services", unit)
@@ -72,9 +72,9 @@ fn size(
     report: &mut Report,
     lines: &mut Lines,
     name: Name,
-    services: u32,
-    endpoints: u32,
+    (services, endpoints): (u32, u32),
     small: Option<&mut World>,
+    quick: bool,
 ) -> Result<(), Failure> {
     let mut world = World::new(name)?;
     world.kubenet.declare(objects(services, endpoints)?);
@@ -119,7 +119,7 @@ fn size(
     report.add(Record::new(bench("memory_user"), heap as f64 / f64::from(1 << 20), "MiB"));
 
     changes(report, lines, &mut world, small, (services, endpoints), name)?;
-    world.end();
+    world.end(quick);
     Ok(())
 }
 

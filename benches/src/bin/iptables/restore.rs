@@ -2,11 +2,12 @@
 
 use std::{
     ffi::OsString,
+    fs,
     io::{self, Read, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Once,
+        Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicI32, Ordering},
         mpsc,
     },
@@ -25,9 +26,40 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
+use tempfile::TempDir;
 
 /// The program that runs, to be ended with this one; 0 when there is none.
 static RUNNING: AtomicI32 = AtomicI32::new(0);
+
+/// Directories that go with this process.
+static DIRECTORIES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A directory for lock files of our own, so that nobody else's rules make us wait.
+#[derive(Debug)]
+pub(crate) struct Locks(TempDir);
+
+impl Locks {
+    pub(crate) fn new() -> io::Result<Self> {
+        end_with_us();
+        let directory = tempfile::Builder::new().prefix("kubenet-bench-").tempdir()?;
+        directories().push(directory.path().to_owned());
+        Ok(Self(directory))
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        directories().retain(|path| path != self.0.path());
+    }
+}
+
+fn directories() -> MutexGuard<'static, Vec<PathBuf>> {
+    DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One variant's `iptables-restore`.
 #[derive(Debug)]
@@ -37,14 +69,12 @@ pub(crate) struct Restore {
 }
 
 impl Restore {
-    /// The lock is a file of our own, so that nobody else's rules make us wait.
-    pub(crate) fn new(variant: Variant, lock: &Path) -> Self {
-        end_with_us();
+    pub(crate) fn new(variant: Variant, lock: PathBuf) -> Self {
         let program = match variant {
             Variant::Legacy => "iptables-legacy-restore",
             _ => "iptables-nft-restore",
         };
-        Self { program, lock: lock.to_owned() }
+        Self { program, lock }
     }
 
     /// Applies a transaction. When the limit passes, the program is ended and nothing is applied.
@@ -124,7 +154,8 @@ fn feed(mut child: Child, text: &str, limit: Duration) -> io::Result<Ended> {
     })
 }
 
-/// On SIGINT and SIGTERM the lab removes itself and ends the process; the program that runs ends, too.
+/// On SIGINT and SIGTERM the lab removes itself and ends the process; the program that runs and the directories
+/// of locks go, too.
 fn end_with_us() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
@@ -134,6 +165,9 @@ fn end_with_us() {
                 let pid = RUNNING.load(Ordering::Acquire);
                 if pid > 0 {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+                for directory in directories().drain(..) {
+                    let _ = fs::remove_dir_all(directory);
                 }
             }
         };

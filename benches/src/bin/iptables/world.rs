@@ -12,9 +12,12 @@ use kubenet_core::{
 };
 use kubenet_iptables::IptablesDatapath;
 use kubenet_testkit::lab::{CLUSTER_CIDR_V4, Lab, LabConfig, Netns, Node};
-use tempfile::TempDir;
 
-use crate::{args::Name, classic::Classic, restore::Restore};
+use crate::{
+    args::Name,
+    classic::Classic,
+    restore::{Locks, Restore},
+};
 
 /// What a program may take, the baseline's too, before it is given up.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
@@ -29,7 +32,7 @@ pub(crate) struct World {
     /// What is declared on node-b where that differs.
     pub(crate) declared: Cluster,
     pub(crate) lab: Lab,
-    locks: TempDir,
+    locks: Locks,
     /// Services that have their other endpoint now.
     other: HashSet<u32>,
 }
@@ -46,7 +49,7 @@ impl World {
         let pods = [("a1", Node::A), ("a2", Node::A), ("b1", Node::B), ("b2", Node::B)];
         let config = pods.iter().fold(LabConfig::new().ipv6(false), |c, (name, node)| c.pod(*name, *node));
         let lab = Lab::new(config)?;
-        let locks = tempfile::tempdir()?;
+        let locks = Locks::new()?;
         for node in Node::ALL {
             let forget = || std::fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close", "1");
             lab.node(node).netns().run(forget)??;
@@ -55,14 +58,14 @@ impl World {
             .variant(variant.variant())
             .families([IpFamily::V4])
             .network_namespace(lab.node(Node::A).netns().path())
-            .lock_file(locks.path().join("kubenet"))
+            .lock_file(locks.file("kubenet"))
             .time_limit(LIMIT)
             .build()?;
         Ok(Self {
             kubenet: Driver::new(node(Node::A)?, Arc::new(datapath)),
             baseline: Baseline {
                 classic: Classic::new(CLUSTER_CIDR_V4),
-                restore: Restore::new(variant.variant(), &locks.path().join("classic")),
+                restore: Restore::new(variant.variant(), locks.file("classic")),
                 netns: lab.node(Node::B).netns().clone(),
             },
             declared: Cluster::new(node(Node::B)?),
@@ -113,11 +116,11 @@ impl World {
         Ok(changes)
     }
 
-    /// Removes everything and waits until the kernel is done with it.
-    pub(crate) fn end(self) {
+    /// Removes everything and waits until the kernel is done with it, but not for long.
+    pub(crate) fn end(self, quick: bool) {
         let Self { kubenet, baseline, declared, lab, locks, .. } = self;
         drop((kubenet, baseline, declared, lab, locks));
-        machine::settle(Duration::from_secs(10));
+        machine::settle(Duration::from_secs(if quick { 2 } else { 10 }));
     }
 }
 

@@ -10,7 +10,7 @@ use kubenet_testkit::{
 };
 
 use super::*;
-use crate::restore::Restore;
+use crate::restore::{Locks, Restore};
 
 const PODS: &str = "10.244.0.0/16";
 
@@ -80,9 +80,9 @@ fn in_lab(test: impl Fn(&Netns, &Restore)) {
         Err(LabError::Unsupported(why)) => return conformance::skip(why),
         Err(error) => panic!("{error}"),
     };
-    let locks = tempfile::tempdir().unwrap();
+    let locks = Locks::new().unwrap();
     for (node, variant) in Node::ALL.into_iter().zip([Variant::Nft, Variant::Legacy]) {
-        test(lab.node(node).netns(), &Restore::new(variant, &locks.path().join("lock")));
+        test(lab.node(node).netns(), &Restore::new(variant, locks.file("lock")));
     }
 }
 
