@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::{fs, net::Ipv4Addr, process::Command};
 
 use etherparse::{Ipv4HeaderSlice, PacketHeaders, TransportHeader};
 use kubenet_testkit::{
@@ -27,6 +27,20 @@ fn out(runs: &mut Runs, name: &str, frame: &[u8]) -> Vec<u8> {
     let result = tc(&mut runs.ebpf, name).unwrap().test_run(options).unwrap();
     out.truncate(result.data_size_out as usize);
     out
+}
+
+#[test]
+fn the_committed_object_is_what_the_source_gives() {
+    let is_there = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
+    if !["clang-19", "llvm-strip-19"].into_iter().all(is_there) {
+        return conformance::skip("clang-19 and llvm-19 are not installed");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let built = directory.path().join("bench.bpf.o");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/build.sh");
+    let output = Command::new(script).arg(&built).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(built).unwrap() == OBJECT, "run benches/bpf/build.sh and commit the object");
 }
 
 #[test]
