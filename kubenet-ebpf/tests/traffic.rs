@@ -7,10 +7,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -22,17 +19,9 @@ use kubenet_core::{
 };
 use kubenet_ebpf::{AttachMode, Metric};
 use kubenet_testkit::lab::{Lab, LabConfig, Node, Place, RequestError, Server};
-use support::*;
+use support::{load::*, *};
 
 const CLIENTS: [&str; 3] = ["client", "node", "outside"];
-
-fn place(name: &str) -> Place {
-    match name {
-        "node" => Place::Node(Node::A),
-        "outside" => Place::Outside,
-        pod => Place::Pod(pod.into()),
-    }
-}
 
 /// A client here, a backend here and one there, all three of them serving.
 fn start() -> Option<(Lab, Vec<Server>)> {
@@ -201,31 +190,6 @@ fn backends_share_the_load() {
         // 50 each; fewer than 20 happens once in ten million.
         assert!(share.len() == 3 && share.values().all(|n| *n >= 20), "{client}: {share:?}");
     }
-}
-
-/// Ends the load also when the test panics.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Asks again and again until told to stop. Returns the number of answers and the failures.
-fn load(lab: &Lab, from: &str, to: std::net::SocketAddr, stop: &AtomicBool) -> (u64, Vec<String>) {
-    let (mut answers, mut failures) = (0, Vec::new());
-    while !stop.load(Ordering::Relaxed) {
-        match lab.http_get(place(from), to, SOON) {
-            // A SYN that is sent again comes after a second: a packet was lost.
-            Ok(answer) if answer.connect > Duration::from_millis(900) => {
-                failures.push(format!("{from}: connected after {:?}", answer.connect));
-            }
-            Ok(_) => answers += 1,
-            Err(e) => failures.push(format!("{from}: {e}")),
-        }
-    }
-    (answers, failures)
 }
 
 #[test]

@@ -57,6 +57,8 @@ pub(crate) fn load(
     const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
     let have_set_retval = u32::from(connect_refused);
     let have_coarse_clock = u32::from(probe::has_coarse_clock());
+    #[cfg(test)]
+    let have_coarse_clock = if tests::OTHER_BUILD.get() { 0 } else { have_coarse_clock };
     let has_skip_neigh = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0));
     let fib_flags = if has_skip_neigh { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
     let mut loader = EbpfLoader::new();
@@ -77,4 +79,14 @@ pub(crate) fn load(
         let message = "cannot create the BPF maps: check the memory limits and MapSizes";
         caused("build", ErrorKind::Unavailable, message, e)
     })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// This thread loads other programs than all others: one of their constants differs.
+        pub(in super::super) static OTHER_BUILD: Cell<bool> = const { Cell::new(false) };
+    }
 }

@@ -1,5 +1,7 @@
 //! The engine on its own: maps and programs are loaded, and nothing is attached anywhere.
 
+mod upgrade;
+
 use std::{net::IpAddr, sync::Arc};
 
 use super::{start::snat_slice, *};

@@ -156,3 +156,191 @@ fn every_kind_of_route_is_adopted_as_it_was() {
         assert!(block_on(datapath.drift(&table)).unwrap().is_none());
     }
 }
+
+#[test]
+fn a_restart_under_load_loses_no_connection() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    for mode in modes() {
+        let pins = bpffs.pin_dir();
+        let table = table(&lab, 1, routes(&lab, &["here", "there"]));
+        let mut datapath = Some(pinned(&lab, &pins, mode));
+        datapath.iter().for_each(|datapath| drop(replace(datapath, &table)));
+        let mut known = open(&lab);
+        under_load(&lab, &format!("{mode:?}"), || {
+            for round in 0..10 {
+                if let Some(datapath) = datapath.take()
+                    && round % 2 == 0
+                {
+                    block_on(datapath.close(Close::Keep)).unwrap();
+                }
+                all_live(&mut known);
+                let next = pinned(&lab, &pins, mode);
+                all_live(&mut known);
+                replace(&next, &table);
+                datapath = Some(next);
+            }
+        });
+        all_live(&mut known);
+        block_on(datapath.unwrap().close(Close::Remove)).unwrap();
+    }
+}
+
+#[test]
+fn a_client_stays_with_its_backend_and_a_datagram_on_its_flow_through_a_restart() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    let pins = bpffs.pin_dir();
+    let sticky = |route: &Arc<Route>| {
+        let mut route = Route::clone(route);
+        route.affinity = Affinity::new(600);
+        Arc::new(route)
+    };
+    let all = on_cluster_ip(&lab, V4, 1, &["here", "there"]);
+    let plain = on_cluster_ip(&lab, V4, 2, &["here", "there"]);
+    let table = table(&lab, 1, all.iter().map(sticky).chain(plain));
+    let mut datapath = pinned(&lab, &pins, AttachMode::Auto);
+    replace(&datapath, &table);
+    let chosen = lab.http_get("client", service(V4, 1), SOON).unwrap().backend;
+    let flow = lab.udp_flow("client", service(V4, 2)).unwrap();
+    let answered = flow.ask(SOON).unwrap().backend;
+    for _ in 0..5 {
+        drop(datapath);
+        datapath = pinned(&lab, &pins, AttachMode::Auto);
+        replace(&datapath, &table);
+        for _ in 0..5 {
+            assert_eq!(lab.http_get("client", service(V4, 1), SOON).unwrap().backend, chosen);
+            assert_eq!(flow.ask(SOON).unwrap().backend, answered);
+        }
+    }
+}
+
+#[test]
+fn a_udp_flow_leaves_a_backend_that_left_its_frontend_with_a_restart() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    let pins = bpffs.pin_dir();
+    // One Service port with two frontends: its backends stay in use when one of them has them no more.
+    let with = |on_ip: &[&str]| {
+        let shared = |route: Arc<Route>| {
+            let mut route = Route::clone(&route);
+            route.service_port = service_port("shared");
+            Arc::new(route)
+        };
+        let on_node = on_node_port(&lab, V4, NODE_PORT, &["here", "there"]);
+        table(&lab, 1, on_cluster_ip(&lab, V4, 1, on_ip).into_iter().chain(on_node).map(shared))
+    };
+    let datapath = pinned(&lab, &pins, AttachMode::Auto);
+    replace(&datapath, &with(&["there"]));
+    let flow = lab.udp_flow("client", service(V4, 1)).unwrap();
+    assert_eq!(flow.ask(SOON).unwrap().backend, "there");
+    // The next table comes from the next process.
+    drop(datapath);
+    let datapath = pinned(&lab, &pins, AttachMode::Auto);
+    replace(&datapath, &with(&["here"]));
+    assert_eq!(flow.ask(SOON).unwrap().backend, "here");
+}
+
+#[test]
+fn interfaces_that_came_or_went_meanwhile_are_served_or_forgotten() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    for mode in modes() {
+        let pins = bpffs.pin_dir();
+        let table = table(&lab, 1, routes(&lab, &["there"]));
+        let datapath = pinned(&lab, &pins, mode);
+        replace(&datapath, &table);
+        drop(datapath);
+        // Made anew under its old name, and one more.
+        lab.remove_pod("client").unwrap();
+        lab.add_pod("client", Node::A).unwrap();
+        lab.add_pod("late", Node::A).unwrap();
+        let datapath = pinned(&lab, &pins, mode);
+        replace(&datapath, &table);
+        assert!(block_on(datapath.drift(&table)).unwrap().is_none());
+        for client in ["client", "late", "node"] {
+            lab.http_get(place(client), service(V4, 1), SOON).unwrap_or_else(|e| panic!("{client}: {e}"));
+        }
+        drop(datapath);
+
+        // A pod that nobody names again is served as before, until somebody says that it is gone.
+        let datapath = builder(&lab).pin_dir(&pins).attach_mode(mode).build().unwrap();
+        replace(&datapath, &table);
+        lab.http_get("late", service(V4, 1), SOON).unwrap();
+        let late = lab.node(Node::A).pod_interfaces().into_iter().find(|name| name.contains("late")).unwrap();
+        block_on(datapath.detach_pod(&late)).unwrap();
+        assert!(lab.http_get("late", service(V4, 1), SOON / 8).is_err(), "nobody translates");
+        lab.http_get("client", service(V4, 1), SOON).unwrap();
+        drop(datapath);
+
+        // An external interface and a cgroup are the builder's: what it does not name, nobody serves.
+        let datapath = EbpfDatapath::builder()
+            .network_namespace(lab.node(Node::A).netns().path())
+            .pin_dir(&pins)
+            .attach_mode(mode)
+            .build()
+            .unwrap();
+        lab.http_get(place("outside"), target(&lab, "outside"), SOON).unwrap();
+        replace(&datapath, &table);
+        for client in ["outside", "node"] {
+            assert!(lab.http_get(place(client), target(&lab, client), SOON / 8).is_err(), "{client}");
+        }
+        block_on(datapath.close(Close::Remove)).unwrap();
+        assert_eq!(bpffs.tree(), Vec::<std::path::PathBuf>::new());
+        assert_eq!(attached(&lab), Vec::<String>::new());
+        lab.remove_pod("late").unwrap();
+    }
+}
+
+#[test]
+fn one_hands_over_to_another_with_pins_of_its_own() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    for mode in modes() {
+        let table = table(&lab, 1, routes(&lab, &["here", "there"]));
+        let mut old = pinned(&lab, &bpffs.path().join("kubenet-0"), mode);
+        replace(&old, &table);
+        under_load(&lab, &format!("{mode:?}"), || {
+            for round in 1..5 {
+                let mut open = open(&lab);
+                let new = if round % 2 == 0 {
+                    pinned(&lab, &bpffs.path().join(format!("kubenet-{round}")), mode)
+                } else {
+                    let datapath = builder(&lab).attach_mode(mode).build().unwrap();
+                    for interface in lab.node(Node::A).pod_interfaces() {
+                        block_on(datapath.attach_pod(&interface)).unwrap();
+                    }
+                    datapath
+                };
+                replace(&new, &table);
+                block_on(old.drain()).unwrap();
+                all_live(&mut open);
+                drop(open);
+                let begin = Instant::now();
+                while block_on(old.drain()).unwrap().flows > 0 {
+                    assert!(begin.elapsed() < 2 * SOON, "{:?}", block_on(old.drain()));
+                    std::thread::sleep(SOON / 100);
+                }
+                block_on(old.close(Close::Remove)).unwrap();
+                old = new;
+            }
+        });
+        block_on(old.close(Close::Remove)).unwrap();
+        assert_eq!(bpffs.tree(), Vec::<std::path::PathBuf>::new());
+    }
+}
+
+#[test]
+fn one_that_was_left_draining_serves_again_with_the_next_table() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    let pins = bpffs.pin_dir();
+    let table = table(&lab, 1, routes(&lab, &["there"]));
+    let datapath = pinned(&lab, &pins, AttachMode::Auto);
+    replace(&datapath, &table);
+    let mut known = open(&lab);
+    block_on(datapath.drain()).unwrap();
+    block_on(datapath.close(Close::Keep)).unwrap();
+    drop(datapath);
+    all_live(&mut known);
+    assert!(lab.http_get("client", service(V4, 1), SOON / 8).is_err(), "it takes nothing new");
+    let datapath = pinned(&lab, &pins, AttachMode::Auto);
+    assert_eq!(block_on(datapath.drain()).unwrap().flows, 2, "the node's own flow needs nobody");
+    replace(&datapath, &table);
+    all_served(&lab, &["there"]);
+    all_live(&mut known);
+}

@@ -2,29 +2,24 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+mod child;
+mod killed;
 mod life;
 mod refuse;
 #[path = "../support/mod.rs"]
 mod support;
+mod trace;
 
-use std::path::Path;
+use std::{path::Path, sync::atomic::AtomicBool};
 
 use futures::executor::block_on;
 use kubenet_core::model::IpFamily;
 use kubenet_ebpf::{AttachMode, EbpfDatapath, probe};
-use kubenet_testkit::lab::{Lab, LabConfig, Node, Place, Server};
-use support::{bpffs::Bpffs, *};
+use kubenet_testkit::lab::{Lab, LabConfig, Node, Server};
+use support::{bpffs::Bpffs, load::*, *};
 
 const V4: IpFamily = IpFamily::V4;
 const CLIENTS: [&str; 3] = ["client", "node", "outside"];
-
-fn place(name: &str) -> Place {
-    match name {
-        "node" => Place::Node(Node::A),
-        "outside" => Place::Outside,
-        pod => Place::Pod(pod.into()),
-    }
-}
 
 /// A client here, a backend here and one there, and somewhere to pin.
 fn start() -> Option<(Lab, Vec<Server>, Bpffs)> {
@@ -58,4 +53,24 @@ fn routes(lab: &Lab, pods: &[&str]) -> Vec<std::sync::Arc<kubenet_core::route::R
     let mut routes = on_cluster_ip(lab, V4, 1, pods);
     routes.extend(on_node_port(lab, V4, NODE_PORT, pods));
     routes
+}
+
+/// Every client asks without end while the work is done, and nobody notices it.
+fn under_load(lab: &Lab, what: &str, work: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let end = Stop(&stop);
+        let loads = CLIENTS.map(|client| {
+            let stop = &stop;
+            scope.spawn(move || load(lab, client, target(lab, client), stop))
+        });
+        work();
+        drop(end);
+        loads.into_iter().map(|load| load.join().unwrap()).collect()
+    });
+    for (client, (answers, failures)) in CLIENTS.iter().zip(results) {
+        eprintln!("{what}, {client}: {answers} answers, {} failures", failures.len());
+        assert!(answers > 50, "{what}, {client}: {answers}");
+        assert!(failures.is_empty(), "{what}, {client}: {failures:?}");
+    }
 }

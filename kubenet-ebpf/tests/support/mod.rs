@@ -3,6 +3,7 @@
 
 pub mod bpffs;
 pub mod links;
+pub mod load;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -8,7 +8,7 @@ use std::{
 use nix::net::if_::{if_indextoname, if_nameindex};
 
 use super::{
-    super::link::{BpfLink, Place},
+    super::link::{BpfLink, Place, Tcx},
     Attachments,
     filter::{self, Filter},
     hook::{self, Attached, DIRECTIONS, Hook, Side},
@@ -85,8 +85,9 @@ impl Attachments {
                         continue;
                     }
                     let filter = Hook::Filter(Filter::adopt(&name, direction, &found)?);
-                    let is_external =
-                        self.external.contains(&name) || found.name == Side::External.program(direction);
+                    // What leaves meets the same program on both sides.
+                    let is_external = self.external.contains(&name)
+                        || direction == Tcx::Ingress && found.name == Side::External.program(direction);
                     let side = if is_external { Side::External } else { Side::Pod };
                     self.adopt_hook(name.clone(), (index, side), direction, filter);
                 }
@@ -95,13 +96,7 @@ impl Attachments {
         Ok(())
     }
 
-    fn adopt_hook(
-        &mut self,
-        interface: String,
-        (index, side): (u32, Side),
-        direction: super::Tcx,
-        hook: Hook,
-    ) {
+    fn adopt_hook(&mut self, interface: String, (index, side): (u32, Side), direction: Tcx, hook: Hook) {
         let new = || Attached { index, side, hooks: BTreeMap::new() };
         let attached = self.interfaces.entry(interface).or_insert_with(new);
         // Egress comes first, and does not tell of filters.

@@ -1,0 +1,115 @@
+//! Kills a process before a certain system call.
+
+use nix::{
+    errno::Errno,
+    libc::{self, PTRACE_SYSCALL_INFO_ENTRY},
+    sys::{
+        ptrace::{self, Options},
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Killed,
+    /// By itself: it made no more calls than that.
+    Finished(usize),
+}
+
+/// Calls that change something which outlives the process.
+fn changes(number: u64, arguments: [u64; 6]) -> bool {
+    const UPDATE_ELEM: u64 = 2;
+    const DELETE_ELEM: u64 = 3;
+    const OBJ_PIN: u64 = 6;
+    const LINK_CREATE: u64 = 28;
+    const LINK_UPDATE: u64 = 29;
+    const LINK_DETACH: u64 = 34;
+    const COMMANDS: [u64; 6] = [UPDATE_ELEM, DELETE_ELEM, OBJ_PIN, LINK_CREATE, LINK_UPDATE, LINK_DETACH];
+    match number as libc::c_long {
+        libc::SYS_bpf => COMMANDS.contains(&arguments[0]),
+        libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => true,
+        libc::SYS_unlink | libc::SYS_unlinkat | libc::SYS_rmdir => true,
+        libc::SYS_mkdir | libc::SYS_mkdirat => true,
+        // To netlink.
+        libc::SYS_sendto | libc::SYS_sendmsg => true,
+        _ => false,
+    }
+}
+
+/// Traces a thread of a process, and those that it starts, and kills the process before the call of this number,
+/// from 0. `go` lets it begin. `None` where tracing is not allowed.
+pub(crate) fn kill_before(
+    process: u32,
+    thread: i32,
+    call: usize,
+    all: bool,
+    go: impl FnOnce(),
+) -> Option<End> {
+    let (process, thread) = (Pid::from_raw(process as i32), Pid::from_raw(thread));
+    match ptrace::seize(thread, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE) {
+        Err(Errno::EPERM | Errno::ENOSYS) => return None,
+        seized => seized.unwrap(),
+    }
+    ptrace::interrupt(thread).unwrap();
+    let mut go = Some(go);
+    let mut seen = 0;
+    // Only what this thread traces and has started.
+    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+    loop {
+        let status = match waitpid(Pid::from_raw(-1), Some(flags)) {
+            Err(Errno::EINTR) => continue,
+            status => status.unwrap(),
+        };
+        match status {
+            WaitStatus::PtraceSyscall(at) => {
+                let info = ptrace::syscall_info(at).unwrap();
+                if info.op == PTRACE_SYSCALL_INFO_ENTRY {
+                    // SAFETY: the kernel says that it filled this one.
+                    let entry = unsafe { info.u.entry };
+                    if all || changes(entry.nr, entry.args) {
+                        if seen == call {
+                            kill(process, Signal::SIGKILL).unwrap();
+                            continue;
+                        }
+                        seen += 1;
+                    }
+                }
+                go_on(at, None);
+            }
+            WaitStatus::PtraceEvent(at, ..) => {
+                go_on(at, None);
+                if let Some(go) = go.take() {
+                    go();
+                }
+            }
+            WaitStatus::Stopped(at, signal) => go_on(at, Some(signal)),
+            WaitStatus::Signaled(at, Signal::SIGKILL, _) if at == process => return Some(End::Killed),
+            WaitStatus::Exited(at, 0) if at == process => return Some(End::Finished(seen)),
+            WaitStatus::Exited(at, _) | WaitStatus::Signaled(at, ..) => {
+                assert_ne!(at, process, "it failed: {status:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// It may have been killed meanwhile.
+fn go_on(thread: Pid, signal: Option<Signal>) {
+    match ptrace::syscall(thread, signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// The datapath's own thread in a process.
+pub(crate) fn worker(process: u32) -> i32 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let found = tasks.flatten().find(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        name.trim() == "kubenet-ebpf"
+    });
+    found.unwrap().file_name().to_str().unwrap().parse().unwrap()
+}
