@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, PerCpuArray, lpm_trie},
-    programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, tc},
+    programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, tc},
 };
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -399,7 +399,27 @@ impl Bench {
         self.run(hook, bytes, gso_size, 1).0
     }
 
+    /// The same into a buffer, for many packets. Returns the action, and the length of what comes out.
+    pub fn run_into(&mut self, hook: Hook, bytes: &[u8], gso_size: u32, out: &mut [u8]) -> (i32, usize) {
+        let result = self.test_run(hook, bytes, gso_size, 1, out);
+        (result.return_value as i32, result.data_size_out as usize)
+    }
+
     fn run(&mut self, hook: Hook, bytes: &[u8], gso_size: u32, rounds: u32) -> (Outcome, Duration) {
+        let mut out = vec![0; bytes.len() + 256];
+        let result = self.test_run(hook, bytes, gso_size, rounds, &mut out);
+        out.truncate(result.data_size_out as usize);
+        (Outcome { action: result.return_value as i32, bytes: out }, result.duration)
+    }
+
+    fn test_run(
+        &mut self,
+        hook: Hook,
+        bytes: &[u8],
+        gso_size: u32,
+        rounds: u32,
+        out: &mut [u8],
+    ) -> TestRunResult {
         let (name, device) = match hook {
             Hook::FromPod => ("kubenet_from_pod", self.pod0),
             Hook::FromExternal => ("kubenet_from_external", self.ext0),
@@ -412,17 +432,14 @@ impl Bench {
             context[164..168].copy_from_slice(&2u32.to_ne_bytes());
             context[176..180].copy_from_slice(&gso_size.to_ne_bytes());
         }
-        let mut out = vec![0; bytes.len() + 256];
         let options = TestRunOptions {
             data_in: Some(bytes),
-            data_out: Some(&mut out),
+            data_out: Some(out),
             ctx_in: Some(&context),
             repeat: rounds,
             ..Default::default()
         };
-        let result = program(&mut self.ebpf, name).test_run(options).expect("test run");
-        out.truncate(result.data_size_out as usize);
-        (Outcome { action: result.return_value as i32, bytes: out }, result.duration)
+        program(&mut self.ebpf, name).test_run(options).expect("test run")
     }
 
     /// Sends a frame and expects it to go on as it is.

@@ -15,6 +15,7 @@ mod frame;
 mod icmp;
 mod netns;
 mod nets;
+mod oracle;
 mod tap;
 
 mod affinity;
@@ -23,6 +24,7 @@ mod errors;
 mod extensions;
 mod flows;
 mod fragments;
+mod fuzz;
 mod headers;
 mod lifetime;
 mod masquerade;
