@@ -1,11 +1,14 @@
 #!/bin/sh
 # Builds the object that the crate embeds: build.sh [OUTPUT]
 #
+# Without OUTPUT it is the crate's own, which is then shown to the verifier.
+#
 # The same sources, compiler and headers give the same bytes wherever they stand, so that a check can
 # build elsewhere and compare. CLANG and LLVM_STRIP name other tools than version 19.
 set -eu
 
 output=${1:-"$(dirname "$0")/../src/kubenet.bpf.o"}
+others=$#
 case $output in /*) ;; *) output=$PWD/$output ;; esac
 cd "$(dirname "$0")"
 
@@ -29,3 +32,4 @@ arch=/usr/include/$(uname -m)-linux-gnu
 	-c kubenet.bpf.c -o "$output.tmp"
 "$strip" -g "$output.tmp"
 mv "$output.tmp" "$output"
+[ "$others" -gt 0 ] || ./verify.sh "$output"

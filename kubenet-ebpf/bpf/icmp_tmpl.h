@@ -40,8 +40,12 @@ static __always_inline long F(rewrite_quoted_sctp)(
 	__u32 check, old;
 	long err;
 
-	if (quote->fragment || same_ports(&from->sport, &to->sport) ||
-	    quote->l4_len < sizeof(struct sctp_header) ||
+	if (same_ports(&from->sport, &to->sport))
+		return 0;
+	/* Of such a packet no fragment was ever sent on. */
+	if (quote->fragment)
+		return -EINVAL;
+	if (quote->l4_len < sizeof(struct sctp_header) ||
 	    off + sizeof(check) > end)
 		return 0;
 	err = bpf_skb_load_bytes(skb, off, &old, sizeof(old));

@@ -12,7 +12,9 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, PerCpuArray, lpm_trie},
-    programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, tc},
+    programs::{
+        Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, tc,
+    },
 };
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -173,7 +175,7 @@ impl Bench {
         }
         let mut ebpf = loader.load_file(object).expect("load the object");
         for name in ["kubenet_from_pod", "kubenet_from_external", "kubenet_to_device"] {
-            load(program(&mut ebpf, name));
+            without_signals(|| program(&mut ebpf, name).load());
         }
         let index = |name| nix::net::if_::if_nametoindex(name).expect("device");
         let (pod0, ext0) = (index("pod0"), index("ext0"));
@@ -477,9 +479,16 @@ impl Bench {
         (0..200).map(|_| self.run(Hook::FromPod, bytes, 0, rounds).1).min().unwrap_or_default()
     }
 
-    /// Instructions that the verifier walked through.
-    pub fn verified_instructions(&mut self, name: &str) -> Option<u32> {
-        program(&mut self.ebpf, name).info().ok()?.verified_instruction_count()
+    /// Instructions that the verifier walked through, of every program, where the kernel tells.
+    pub fn verified_instructions(&mut self) -> Vec<(String, u32)> {
+        let programs = self.ebpf.programs_mut();
+        let info = programs.map(|(name, program)| {
+            if let Program::CgroupSockAddr(program) = program {
+                without_signals(|| program.load());
+            }
+            (name.to_owned(), program.info().expect("loaded"))
+        });
+        info.filter_map(|(name, info)| Some((name, info.verified_instruction_count()?))).collect()
     }
 }
 
@@ -488,9 +497,9 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
 }
 
 /// The verifier gives up when a signal is pending, be it only that another test's child has ended.
-fn load(program: &mut SchedClassifier) {
+fn without_signals(load: impl FnOnce() -> Result<(), ProgramError>) {
     let old = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).expect("block signals");
-    let loaded = program.load();
+    let loaded = load();
     old.thread_set_mask().expect("let signals come");
     loaded.expect("the verifier accepts the program");
 }

@@ -77,7 +77,7 @@ fn a_backend_reaches_itself() {
 }
 
 #[test]
-fn no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
+fn s6_no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
     for_tcp_and_udp(|bench, net, proto| {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
@@ -102,6 +102,42 @@ fn no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
         let third = open(bench, net, Hook::FromExternal, client(3), backend);
         assert!(proto == Proto::Udp || third == first);
         assert_eq!(bench.entries(), 4);
+    });
+}
+
+#[test]
+fn s6_exhausted_ports_drop_new_flows_and_leave_the_others_alone() {
+    for_tcp_and_udp(|bench, net, proto| {
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        bench.configure(0, 20000..=20001);
+        let client = |port| at(net.outside, port);
+        let ports: Vec<u16> = (1..=2)
+            .map(|i| open(bench, net, Hook::FromExternal, Frame::new(proto, client(i), frontend), backend))
+            .collect();
+        for port in 100..200 {
+            bench.expect_dropped(
+                Hook::FromExternal,
+                Frame::new(proto, client(port), frontend),
+                Metric::SnatExhausted,
+            );
+        }
+        for (i, port) in (1..).zip(ports) {
+            let answer = Frame::new(proto, backend, at(net.node, port)).flags(Flags::SynAck);
+            bench.expect_forwarded(Hook::FromExternal, answer, frontend, client(i));
+            let more = Frame::new(proto, client(i), frontend).flags(Flags::Ack);
+            bench.expect_forwarded(Hook::FromExternal, more, at(net.node, port), backend);
+        }
+        // To another backend the same ports are free, and so they are when nobody is to be masqueraded.
+        let other = at(net.pod_there, 9090);
+        let id = bench.backend(other, 0);
+        bench.serve(at(net.vip, 81), proto, MASQ_OUTSIDE, &[id], &[id]);
+        let frame = Frame::new(proto, client(3), at(net.vip, 81));
+        assert!((20000..=20001).contains(&open(bench, net, Hook::FromExternal, frame, other)));
+        let pod = at(net.pod, 20000);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, pod, frontend), pod, backend);
+        assert_eq!(bench.entries(), 8);
     });
 }
 

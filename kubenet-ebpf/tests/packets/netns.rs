@@ -42,6 +42,7 @@ route add 10.2.0.0/24 via 192.0.2.2
 route add fd02::/64 via 2001:db8::2
 route add 10.3.0.0/24 via 192.0.2.2 mtu lock 1300
 route add fd03::/64 via 2001:db8::2 mtu lock 1300
+route add 10.4.0.0/24 via 192.0.2.77
 route add blackhole 10.9.0.0/24
 route add blackhole fd09::/64
 route add default via 192.0.2.254

@@ -53,11 +53,13 @@ fn packets_to_be_segmented_are_measured_by_their_segments() {
 #[test]
 fn the_programs_stay_far_below_the_verifiers_limit() {
     on_bench(|bench| {
-        for name in ["kubenet_from_pod", "kubenet_from_external", "kubenet_to_device"] {
-            // Kernel 5.16 tells.
-            let Some(count) = bench.verified_instructions(name) else { continue };
+        let counts = bench.verified_instructions();
+        // Kernel 5.16 tells.
+        for (name, count) in &counts {
             println!("{name}: {count} instructions verified");
-            assert!(count < 100_000, "{name} has grown to {count} verified instructions of 1,000,000");
+        }
+        for (name, count) in counts {
+            assert!(count < 200_000, "{name} has grown to {count} verified instructions of 1,000,000");
         }
     });
 }

@@ -69,6 +69,11 @@ impl Tap {
 
     /// The next frame that goes out and is about this port, or none within a second.
     pub fn receive(&mut self, port: u16) -> Option<Vec<u8>> {
+        self.receive_with(&port.to_be_bytes())
+    }
+
+    /// The next frame that goes out and has these bytes in it.
+    pub fn receive_with(&mut self, wanted: &[u8]) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 70_000];
         loop {
             let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
@@ -78,7 +83,7 @@ impl Tap {
             let len = self.0.read(&mut buffer).expect("receive");
             let frame = &buffer[HEADER..len];
             // Neighbour discovery and the like goes out, too.
-            if frame.windows(2).any(|bytes| bytes == port.to_be_bytes()) {
+            if frame.windows(wanted.len()).any(|bytes| bytes == wanted) {
                 return Some(frame.to_vec());
             }
         }

@@ -177,6 +177,39 @@ const V4_SEGMENTS: u8 = 1;
 const V6_SEGMENTS: u8 = 4;
 
 #[test]
+fn a_packet_waits_for_a_neighbour_that_is_yet_to_be_found() {
+    for_each_kind_on_tap(|bench, tap, net, proto| {
+        if net.vip.is_ipv6() {
+            return;
+        }
+        const NEIGHBOUR: [u8; 6] = [2, 0, 0, 0, 7, 7];
+        let [client, frontend, _] = ends(net);
+        let backend = at([10, 4, 0, 10].into(), 8080);
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        let there = frame(bench, proto, client, frontend);
+        tap.send(&there.bytes(), Offload::default());
+        // The next protocol finds it in the neighbours already.
+        if proto == Proto::Tcp {
+            // Who has 192.0.2.77?
+            let question = tap.receive_with(&[192, 0, 2, 77]).expect("a question");
+            assert_eq!(question[12..22], [0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+            let mut answer = question.clone();
+            answer[..6].copy_from_slice(&question[6..12]);
+            answer[6..12].copy_from_slice(&NEIGHBOUR);
+            answer[21] = 2;
+            answer[22..28].copy_from_slice(&NEIGHBOUR);
+            answer[28..32].copy_from_slice(&question[38..42]);
+            answer[32..42].copy_from_slice(&question[22..32]);
+            tap.send(&answer, Offload::default());
+        }
+        let mut expected = leaving(bench, there.forwarded(client, backend));
+        expected.mac_to = NEIGHBOUR;
+        assert_eq!(tap.receive(PORT), Some(expected.bytes()));
+    });
+}
+
+#[test]
 fn the_external_device_is_not_left_for_packets_of_nobody() {
     for_each_kind_on_tap(|bench, tap, net, proto| {
         let [client, frontend, backend] = ends(net);
