@@ -228,6 +228,7 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 		ct->flags |= flags;
 	if (ct->last_seen != now) {
 		ct->last_seen = now;
+		ct->route.ifindex = 0;
 		F(ct_heal)(tuple, ct);
 	}
 }

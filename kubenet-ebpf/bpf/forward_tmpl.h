@@ -22,6 +22,18 @@ static __always_inline long F(rewrite_any)(struct __sk_buff *skb,
 		    : F(rewrite)(skb, pkt, from, to, ttl);
 }
 
+/* Keeps a route for the next packets; one by way of the other family it does not. */
+static __always_inline void F(keep_route)(struct F(route) *route,
+					  const struct bpf_fib_lookup *fib)
+{
+	if (fib->family != F(IP_FAMILY))
+		return;
+	route->ifindex = 0;
+	F(keep_hop)(route, fib);
+	route->mtu = fib->mtu_result;
+	route->ifindex = fib->ifindex;
+}
+
 /*
  * Rewrites the packet from `from` to `to` and sends it on its way. The route
  * is looked up first, so that a packet that is TOO_BIG can be answered as its
@@ -29,7 +41,8 @@ static __always_inline long F(rewrite_any)(struct __sk_buff *skb,
  */
 static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 				      const struct F(tuple) *from,
-				      const struct F(tuple) *to, bool rare)
+				      const struct F(tuple) *to,
+				      struct F(route) *route, bool rare)
 {
 	struct bpf_fib_lookup fib = {
 		.l4_protocol = to->proto,
@@ -39,30 +52,34 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 		.ifindex = skb->ifindex,
 	};
 	struct bpf_redir_neigh hop = {};
-	long route;
+	long found;
 
 	/* All fragments of a datagram go one way. */
 	if (rare && (pkt->fragment || pkt->later))
 		fib.sport = fib.dport = 0;
 	F(fib_fill)(&fib, pkt, to);
-	route = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	found = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
 	/*
 	 * The stack cuts what is not this node's own. What is can leave whole
 	 * if the device takes it: the next router may cut it.
 	 */
-	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED && pkt->may_fragment &&
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && pkt->may_fragment &&
 	    bpf_map_lookup_elem(&F(node_addrs), &to->saddr)) {
 		fib.tot_len = 0;
 		fib.ifindex = skb->ifindex;
-		route = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+		/* Not for packets that may not be cut. */
+		route = NULL;
+		found = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
 	}
-	switch (route) {
+	switch (found) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 		if (pkt->ttl <= 1)
 			return drop(METRIC_DROP_ROUTE);
 		if (F(rewrite_any)(skb, pkt, from, to, pkt->ttl - 1, rare))
 			return drop(METRIC_DROP_MALFORMED);
+		if (route)
+			F(keep_route)(route, &fib);
 		/* The gateway may be of the other family. */
 		hop.nh_family = fib.family;
 		copy(hop.ipv6_nh, fib.ipv6_dst);
@@ -91,16 +108,30 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 	return TC_ACT_OK;
 }
 
+/*
+ * The packets of a flow take the same route, so that most need not look for it:
+ * that is a third of what such a packet costs. A route that changes is noticed
+ * when the entry's tick is over, after a second.
+ */
 static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
 				 const struct F(tuple) *from,
-				 const struct F(tuple) *to)
+				 const struct F(tuple) *to,
+				 struct F(route) *route)
 {
-	return F(send_on)(skb, pkt, from, to, false);
+	struct bpf_redir_neigh hop = {};
+	__u32 ifindex = route ? route->ifindex : 0;
+
+	if (!ifindex || F(packet_size)(skb, pkt) > route->mtu || pkt->ttl <= 1)
+		return F(send_on)(skb, pkt, from, to, route, false);
+	F(use_hop)(&hop, route);
+	if (F(rewrite)(skb, pkt, from, to, pkt->ttl - 1))
+		return drop(METRIC_DROP_MALFORMED);
+	return bpf_redirect_neigh(ifindex, &hop, sizeof(hop), 0);
 }
 
 static __noinline int F(forward_rare)(struct __sk_buff *skb, struct packet *pkt,
 				      const struct F(tuple) *from,
 				      const struct F(tuple) *to)
 {
-	return F(send_on)(skb, pkt, from, to, true);
+	return F(send_on)(skb, pkt, from, to, NULL, true);
 }

@@ -33,7 +33,8 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
  */
 static __always_inline int F(serve)(const struct packet *pkt,
 				    const struct F(tuple) *tuple,
-				    struct F(tuple) *target)
+				    struct F(tuple) *target,
+				    struct F(route) **route)
 {
 	struct F(conntrack) *ct;
 	__u32 now;
@@ -52,6 +53,7 @@ static __always_inline int F(serve)(const struct packet *pkt,
 	}
 	F(ct_target)(target, ct, tuple->proto);
 	F(ct_touch)(pkt, tuple, ct, now);
+	*route = &ct->route;
 	count(METRIC_FORWARDED);
 	return TRANSLATE;
 }
@@ -59,6 +61,7 @@ static __always_inline int F(serve)(const struct packet *pkt,
 static __always_inline int F(ingress)(struct __sk_buff *skb)
 {
 	struct F(tuple) tuple = {}, target = {};
+	struct F(route) *route = NULL;
 	struct packet pkt = {};
 	int verdict;
 
@@ -70,11 +73,11 @@ static __always_inline int F(ingress)(struct __sk_buff *skb)
 	case PARSED_FLOW:
 		break;
 	}
-	verdict = F(serve)(&pkt, &tuple, &target);
+	verdict = F(serve)(&pkt, &tuple, &target, &route);
 	if (verdict == NEW_FLOW)
 		verdict = F(take_flow)(&pkt, &tuple, &target);
 	if (verdict == TRANSLATE)
-		verdict = F(forward)(skb, &pkt, &tuple, &target);
+		verdict = F(forward)(skb, &pkt, &tuple, &target, route);
 	if (verdict == TOO_BIG)
 		verdict = F(too_big)(skb, &pkt, &tuple);
 	if (verdict == REJECT)

@@ -171,6 +171,22 @@ static __always_inline void snat4(__be32 *to, const struct config *cfg)
 	*to = cfg->snat4;
 }
 
+#define IP_FAMILY4 AF_INET
+
+/* From a look-up, and to where the packet is sent. */
+static __always_inline void keep_hop4(struct route4 *route,
+				      const struct bpf_fib_lookup *fib)
+{
+	route->hop = fib->ipv4_dst;
+}
+
+static __always_inline void use_hop4(struct bpf_redir_neigh *hop,
+				     const struct route4 *route)
+{
+	hop->nh_family = AF_INET;
+	hop->ipv4_nh = route->hop;
+}
+
 static __always_inline void fib_fill4(struct bpf_fib_lookup *fib,
 				      const struct packet *pkt,
 				      const struct tuple4 *to)

@@ -195,6 +195,21 @@ static __always_inline void snat6(__be32 (*to)[4], const struct config *cfg)
 			 sizeof(*to));
 }
 
+#define IP_FAMILY6 AF_INET6
+
+static __always_inline void keep_hop6(struct route6 *route,
+				      const struct bpf_fib_lookup *fib)
+{
+	copy(route->hop, fib->ipv6_dst);
+}
+
+static __always_inline void use_hop6(struct bpf_redir_neigh *hop,
+				     const struct route6 *route)
+{
+	hop->nh_family = AF_INET6;
+	copy(hop->ipv6_nh, route->hop);
+}
+
 static __always_inline void fib_fill6(struct bpf_fib_lookup *fib,
 				      const struct packet *pkt,
 				      const struct tuple6 *to)

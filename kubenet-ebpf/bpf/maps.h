@@ -197,6 +197,21 @@ struct {
 	__type(value, struct fragment_target6);
 } fragments6 SEC(".maps");
 
+/* Entries that are being made: the stack has not the room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct conntrack4);
+} new_entry4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct conntrack6);
+} new_entry6 SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, METRIC_MAX);

@@ -106,11 +106,15 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 	__u32 origin = F(origin)(tuple);
 	bool outside = origin == SVC_MASQ_OUTSIDE;
 	struct choice choice = {};
-	struct F(conntrack) flow = {
-		.service = service->id,
-		.last_seen = now_ticks(),
-	};
+	struct F(conntrack) *flow;
+	__u32 zero = 0;
 
+	flow = bpf_map_lookup_elem(&F(new_entry), &zero);
+	if (!flow)
+		return drop(METRIC_DROP_CONNTRACK_FULL);
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->service = service->id;
+	flow->last_seen = now_ticks();
 	if (!F(admits)(service, tuple))
 		return drop(METRIC_DROP_SOURCE_RANGE);
 	F(choice)(&choice, service, outside, tuple);
@@ -122,7 +126,7 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 	}
 	if (service->affinity)
 		choice.fixed = F(stick)(tuple, service, &choice);
-	switch (F(assign)(tuple, target, &flow, &choice,
+	switch (F(assign)(tuple, target, flow, &choice,
 			  service->flags & origin)) {
 	case 0:
 		count(METRIC_NEW_FLOW);

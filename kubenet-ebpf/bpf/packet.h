@@ -142,6 +142,12 @@ static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *pkt,
 	return pkt->l4_len >= pkt->l4_header_len;
 }
 
+/* Source and destination stand one behind the other. */
+static __always_inline bool same_ports(const __be16 *a, const __be16 *b)
+{
+	return *(const __u32 *)a == *(const __u32 *)b;
+}
+
 /* Offset of the transport checksum. */
 static __always_inline __u32 l4_csum_off(const struct packet *pkt)
 {

@@ -57,7 +57,9 @@ static __always_inline int F(check_fragment)(const struct F(rare) *rare,
 
 static __noinline int F(serve_rare)(struct F(rare) *rare)
 {
-	return F(serve)(&rare->pkt, &rare->tuple, &rare->target);
+	struct F(route) *unused;
+
+	return F(serve)(&rare->pkt, &rare->tuple, &rare->target, &unused);
 }
 
 /* Not static, so that the verifier looks at it by itself. */

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Makes of a packet what it becomes. */
+
 static __always_inline __u32 F(address_change)(const struct F(tuple) *from,
 					       const struct F(tuple) *to)
 {
 	_Static_assert(offsetof(struct F(tuple), daddr) == sizeof(from->saddr),
 		       "daddr must follow saddr");
-	return bpf_csum_diff((__be32 *)&from->saddr, 2 * sizeof(from->saddr),
-			     (__be32 *)&to->saddr, 2 * sizeof(to->saddr), 0);
+	return csum_words(&from->saddr, &to->saddr,
+			  2 * sizeof(from->saddr) / sizeof(__u32));
 }
 
 static __always_inline __u32 F(port_change)(const struct F(tuple) *from,
@@ -14,8 +16,7 @@ static __always_inline __u32 F(port_change)(const struct F(tuple) *from,
 	_Static_assert(offsetof(struct F(tuple), dport) ==
 			       offsetof(struct F(tuple), sport) + 2,
 		       "dport must follow sport");
-	return bpf_csum_diff((__be32 *)&from->sport, 4, (__be32 *)&to->sport, 4,
-			     0);
+	return csum_words(&from->sport, &to->sport, 1);
 }
 
 /*
@@ -44,10 +45,12 @@ static __always_inline long F(rewrite)(struct __sk_buff *skb,
 				  flags | BPF_F_PSEUDO_HDR);
 	if (err)
 		return err;
-	ports = F(port_change)(from, to);
-	err = bpf_l4_csum_replace(skb, csum_off, 0, ports, flags);
-	if (err)
-		return err;
+	if (!same_ports(&from->sport, &to->sport)) {
+		ports = F(port_change)(from, to);
+		err = bpf_l4_csum_replace(skb, csum_off, 0, ports, flags);
+		if (err)
+			return err;
+	}
 	return F(store_headers)(skb, pkt, to, addresses, ttl, true);
 }
 

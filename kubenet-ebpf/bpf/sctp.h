@@ -58,9 +58,4 @@ static __always_inline __u32 sctp_check(__u32 check, const __be16 *from,
 	return check ? check ^ crc32c_shift(change, length) : 0;
 }
 
-static __always_inline bool same_ports(const __be16 *a, const __be16 *b)
-{
-	return *(const __u32 *)a == *(const __u32 *)b;
-}
-
 #endif

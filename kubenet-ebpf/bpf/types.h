@@ -15,7 +15,7 @@
 /* clang-format off */
 
 /* Bumped whenever a map's key, value or meaning changes. */
-#define KUBENET_LAYOUT 3
+#define KUBENET_LAYOUT 4
 
 /* Of the monotonic clock in nanoseconds: what last_seen leaves out. */
 #define KUBENET_CLOCK_SHIFT 30
@@ -132,6 +132,19 @@ struct tuple6 {
 #define CT_RST		0x08	/* closed by a reset */
 #define CT_SNAT		0x10	/* the source was replaced, too */
 
+/* Of a flow's last packet, believed until the entry's tick is over. */
+struct route4 {
+	__u32 ifindex;		/* 0: not known */
+	__be32 hop;		/* the next one; not of the other family */
+	__u32 mtu;
+};
+
+struct route6 {
+	__u32 ifindex;
+	__be32 hop[4];
+	__u32 mtu;
+};
+
 struct conntrack4 {
 	__be32 saddr;		/* what the packet's tuple becomes */
 	__be32 daddr;
@@ -142,6 +155,7 @@ struct conntrack4 {
 	__u32 generation;	/* of that backend when it was picked */
 	__u32 last_seen;	/* CLOCK_MONOTONIC >> KUBENET_CLOCK_SHIFT */
 	__u32 flags;		/* CT_* */
+	struct route4 route;
 };
 
 struct conntrack6 {
@@ -154,6 +168,7 @@ struct conntrack6 {
 	__u32 generation;
 	__u32 last_seen;
 	__u32 flags;
+	struct route6 route;
 };
 
 /* ---- fragments: those without ports -> what the first one became ---- */

@@ -168,6 +168,16 @@ pub(crate) struct Conntrack<A> {
     pub(crate) generation: u32,
     pub(crate) last_seen: u32,
     pub(crate) flags: u32,
+    pub(crate) route: Hop<A>,
+}
+
+/// `struct route4` and `route6`: only the programs read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Hop<A> {
+    pub(crate) ifindex: u32,
+    pub(crate) hop: A,
+    pub(crate) mtu: u32,
 }
 
 /// `struct source_range4` and `source_range6`, without the length of the prefix.
@@ -310,8 +320,8 @@ const _: () = {
     assert!(size_of::<Backend<Addr6>>() == 16 + 2 + 2 + 4);
     assert!(size_of::<Tuple<Addr4>>() == 2 * 4 + 2 * 2 + 1 + 3);
     assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
-    assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4);
-    assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4);
+    assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4 + 3 * 4);
+    assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4 + 2 * 4 + 16);
     assert!(size_of::<SourceRange<Addr4>>() == 4 + 4);
     assert!(size_of::<SourceRange<Addr6>>() == 4 + 16);
     assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2);

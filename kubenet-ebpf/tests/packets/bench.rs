@@ -345,8 +345,8 @@ impl Bench {
     pub fn forget_flows(&mut self) {
         empty::<16, 16>(self.map_mut("fragments4"));
         empty::<40, 40>(self.map_mut("fragments6"));
-        empty::<16, 32>(self.map_mut("conntrack4"));
-        empty::<40, 56>(self.map_mut("conntrack6"));
+        empty::<16, 44>(self.map_mut("conntrack4"));
+        empty::<40, 80>(self.map_mut("conntrack6"));
     }
 
     /// Changes the backends of a frontend, which stays the same Service's.
@@ -378,7 +378,7 @@ impl Bench {
         fn len<const K: usize, const V: usize>(map: &mut aya::maps::Map) -> usize {
             HashMap::<_, [u8; K], [u8; V]>::try_from(map).expect("hash map").keys().count()
         }
-        len::<16, 32>(self.map_mut("conntrack4")) + len::<40, 56>(self.map_mut("conntrack6"))
+        len::<16, 44>(self.map_mut("conntrack4")) + len::<40, 80>(self.map_mut("conntrack6"))
     }
 
     pub fn metric(&mut self, metric: Metric) -> u64 {

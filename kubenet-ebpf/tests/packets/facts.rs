@@ -64,20 +64,20 @@ impl Bench {
 
     /// Makes every flow and every fragment look as if it was last heard this many ticks ago.
     pub fn age(&mut self, ticks: u32) {
-        fn age<const K: usize, const V: usize>(map: &mut aya::maps::Map, ticks: u32) {
+        fn age<const K: usize, const V: usize>(map: &mut aya::maps::Map, at: usize, ticks: u32) {
             let mut map = HashMap::<&mut MapData, [u8; K], [u8; V]>::try_from(map).expect("hash map");
             let entries: Vec<_> = map.iter().map(|entry| entry.expect("entry")).collect();
             for (key, mut value) in entries {
-                let at = V - 8..V - 4;
+                let at = at..at + 4;
                 let seen = u32::from_ne_bytes(value[at.clone()].try_into().expect("last_seen"));
                 value[at].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
                 map.insert(key, value, 0).expect("insert");
             }
         }
-        age::<16, 32>(self.map_mut("conntrack4"), ticks);
-        age::<40, 56>(self.map_mut("conntrack6"), ticks);
-        age::<16, 16>(self.map_mut("fragments4"), ticks);
-        age::<40, 40>(self.map_mut("fragments6"), ticks);
+        age::<16, 44>(self.map_mut("conntrack4"), 24, ticks);
+        age::<40, 80>(self.map_mut("conntrack6"), 48, ticks);
+        age::<16, 16>(self.map_mut("fragments4"), 8, ticks);
+        age::<40, 40>(self.map_mut("fragments6"), 32, ticks);
     }
 
     /// Drops the entry for packets from one address to another, as the LRU may.
@@ -88,12 +88,12 @@ impl Bench {
         key.extend(to.port().to_be_bytes());
         key.extend([proto.number(), 0, 0, 0]);
         if from.is_ipv4() {
-            HashMap::<_, [u8; 16], [u8; 32]>::try_from(self.map_mut("conntrack4"))
+            HashMap::<_, [u8; 16], [u8; 44]>::try_from(self.map_mut("conntrack4"))
                 .expect("hash map")
                 .remove(&key.try_into().expect("key"))
                 .expect("the entry was there");
         } else {
-            HashMap::<_, [u8; 40], [u8; 56]>::try_from(self.map_mut("conntrack6"))
+            HashMap::<_, [u8; 40], [u8; 80]>::try_from(self.map_mut("conntrack6"))
                 .expect("hash map")
                 .remove(&key.try_into().expect("key"))
                 .expect("the entry was there");

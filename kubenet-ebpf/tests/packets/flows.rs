@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use crate::{
-    bench::{Bench, Hook, LOCAL, Metric, REDIRECT, UNSPEC, for_each_kind},
+    bench::{Bench, Hook, LOCAL, Metric, REDIRECT, UNSPEC, for_each_kind, for_tcp_and_udp},
     frame::{Flags, Frame, L3, Proto},
+    netns::ip,
     nets::{Net, at},
 };
 
@@ -156,6 +157,34 @@ fn an_entry_that_the_lru_dropped_is_written_again_from_the_other() {
         bench.age(2);
         bench.expect_forwarded(Hook::FromExternal, back, frontend, client);
         bench.expect_forwarded(Hook::FromPod, there, client, backend);
+    });
+}
+
+#[test]
+fn a_route_is_kept_for_a_second_and_then_looked_up_again() {
+    for_tcp_and_udp(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        let known = Frame::new(proto, client, frontend).flags(Flags::Ack);
+        let (prefix, back) = if net.vip.is_ipv4() {
+            ("10.2.0.0/24", "via 192.0.2.2")
+        } else {
+            ("fd02::/64", "via 2001:db8::2")
+        };
+        // The second may be over in between, but not each time.
+        let kept = (0..3).any(|_| {
+            bench.expect_forwarded(Hook::FromPod, known.clone(), client, backend);
+            ip(&format!("route replace blackhole {prefix}"));
+            let outcome = bench.send(Hook::FromPod, &mut known.clone());
+            bench.age(2);
+            bench.expect_dropped(Hook::FromPod, known.clone(), Metric::Route);
+            ip(&format!("route replace {prefix} {back}"));
+            outcome.action == REDIRECT
+        });
+        assert!(kept);
+        bench.expect_forwarded(Hook::FromPod, known, client, backend);
     });
 }
 

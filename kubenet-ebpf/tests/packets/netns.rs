@@ -68,7 +68,7 @@ pub fn node_namespace(external: &str) {
 }
 
 /// Runs `ip` in the namespace of this thread.
-fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let six = arguments.contains("fd0") || arguments.contains("2001:");
     let family = if six { &["-6"][..] } else { &[] };
     let output = Command::new("ip").args(family).args(arguments.split(' ')).output().expect("run ip");
