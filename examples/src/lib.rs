@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod manifests;
 pub mod node;
+pub mod trace;
 
 /// The README's embedding example, compiled as it stands there.
 #[cfg(doctest)]

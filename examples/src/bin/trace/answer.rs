@@ -1,19 +1,35 @@
 //! What is said of a flow: as JSON for scripts, as text for people.
 
-use std::{fmt::Write, net::IpAddr};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
 
-use kubenet_core::{route::Route, route::ServicePortName};
-use kubenet_testkit::memory::{Choice, Verdict};
+use kubenet_core::route::{Route, ServicePortName};
+use kubenet_examples::trace::Dialled;
+use kubenet_testkit::memory;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{flow::Dialled, model::Model, why};
+use crate::{model::Model, why};
 
 #[derive(Debug)]
 pub(crate) struct Answer {
-    verdict: Verdict,
-    service_port: Option<ServicePortName>,
-    why: Vec<String>,
+    pub(crate) verdict: &'static str,
+    /// Where it is forwarded.
+    pub(crate) choices: Option<Vec<Choice>>,
+    pub(crate) service_port: Option<ServicePortName>,
+    pub(crate) why: Vec<String>,
+}
+
+/// A backend that may be picked.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub(crate) backend: SocketAddr,
+    pub(crate) masquerade: bool,
+    /// Whom it sees.
+    pub(crate) sees: Vec<IpAddr>,
+    pub(crate) here: bool,
 }
 
 /// A line of output: the flow as it was given, then the answer.
@@ -35,36 +51,35 @@ struct Line<'a> {
     why: &'a [String],
 }
 
+/// The word for a verdict of the reference.
+pub(crate) fn word(verdict: &memory::Verdict) -> &'static str {
+    match verdict {
+        memory::Verdict::Forward(_) => "forward",
+        memory::Verdict::Reject => "reject",
+        memory::Verdict::Drop => "drop",
+        memory::Verdict::Pass => "pass",
+    }
+}
+
 impl Answer {
+    /// What the reference says.
     pub(crate) fn of(model: &Model, dialled: &Dialled) -> Self {
         let verdict = model.datapath.route(&dialled.flow());
-        let table = model.cluster.table();
-        let route = table.lookup(dialled.to, dialled.port, dialled.protocol).map(|route| &**route);
+        let route = model.route(dialled);
         let why = why::explain(model, dialled, route, &verdict);
-        Self { verdict, service_port: route.map(|route: &Route| route.service_port.clone()), why }
-    }
-
-    fn verdict(&self) -> &'static str {
-        match self.verdict {
-            Verdict::Forward(_) => "forward",
-            Verdict::Reject => "reject",
-            Verdict::Drop => "drop",
-            Verdict::Pass => "pass",
-        }
-    }
-
-    fn choices(&self) -> Option<&[Choice]> {
-        match &self.verdict {
-            Verdict::Forward(choices) => Some(choices),
+        let choices = match &verdict {
+            memory::Verdict::Forward(choices) => Some(choices.iter().map(Choice::of).collect()),
             _ => None,
-        }
+        };
+        let service_port = route.map(|route: &Route| route.service_port.clone());
+        Self { verdict: word(&verdict), choices, service_port, why }
     }
 
     pub(crate) fn json(&self, flow: &Map<String, Value>) -> serde_json::Result<String> {
         let names = |wanted: fn(&&Choice) -> bool| -> Option<Vec<String>> {
-            let mut names: Vec<_> = (self.choices()?.iter().filter(wanted))
-                .map(|choice| choice.backend.socket_addr().to_string())
-                .collect();
+            let choices = self.choices.as_ref()?;
+            let mut names: Vec<_> =
+                choices.iter().filter(wanted).map(|choice| choice.backend.to_string()).collect();
             names.sort_unstable();
             Some(names)
         };
@@ -72,7 +87,7 @@ impl Answer {
         let masqueraded = names(|choice| choice.masquerade);
         serde_json::to_string(&Line {
             flow,
-            verdict: self.verdict(),
+            verdict: self.verdict,
             masquerade: backends.as_ref().map(|all| masqueraded.as_ref() == Some(all)),
             masqueraded_backends: masqueraded
                 .filter(|some| !some.is_empty() && Some(some) != backends.as_ref()),
@@ -89,23 +104,19 @@ impl Answer {
         };
         let mut text = format!("{from} -> {to}/{protocol}\n");
         let whose = self.service_port.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
-        match self.choices() {
+        match &self.choices {
             None => {
-                let _ = writeln!(text, "{}{whose}", self.verdict());
+                let _ = writeln!(text, "{}{whose}", self.verdict);
             }
             Some(choices) => {
                 let _ = match choices.len() {
                     1 => writeln!(text, "forward to the backend{whose}"),
                     n => writeln!(text, "forward to one of {n} backends{whose}"),
                 };
-                for choice in choices {
-                    let here = if choice.backend.local { ", on this node" } else { "" };
-                    let _ = writeln!(
-                        text,
-                        "  {}, which sees {}{here}",
-                        choice.backend.socket_addr(),
-                        choice.sees
-                    );
+                for Choice { backend, sees, here, .. } in choices {
+                    let here = if *here { ", on this node" } else { "" };
+                    let sees: Vec<_> = sees.iter().map(ToString::to_string).collect();
+                    let _ = writeln!(text, "  {backend}, which sees {}{here}", sees.join(" or "));
                 }
             }
         }
@@ -114,5 +125,16 @@ impl Answer {
             let _ = writeln!(text, "  {reason}");
         }
         text
+    }
+}
+
+impl Choice {
+    fn of(choice: &memory::Choice) -> Self {
+        Self {
+            backend: choice.backend.socket_addr(),
+            masquerade: choice.masquerade,
+            sees: vec![choice.sees],
+            here: choice.backend.local,
+        }
     }
 }

@@ -13,15 +13,17 @@ pub(crate) struct Args {
     pub(crate) manifests: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// Who is asked.
+    /// Who is asked. All but memory need root: each flow is sent through the datapath of the kernel, in network
+    /// namespaces made for it.
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Kind::Memory)]
     pub(crate) datapath: Kind,
     /// Flows, one JSON object a line: {"from": IP, "to": IP, "port": N, "protocol": "TCP"|"UDP"|"SCTP"}. `-` is
     /// standard input. Each is answered by a line of JSON.
     #[arg(long, value_name = "FILE|-", conflicts_with_all = ["from", "to", "port", "protocol"])]
     pub(crate) flows: Option<PathBuf>,
-    /// How often a flow is tried, where a datapath has to be asked again and again to show whom it may pick. The
-    /// reference in memory says it at once.
+    /// How many connections of a flow are tried to see whom a datapath of the kernel may pick. It is less where
+    /// enough was seen, and more only while a backend that the routes allow has not been seen. The reference in
+    /// memory says it at once.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) samples: u32,
     /// The client's address.
@@ -43,4 +45,12 @@ pub(crate) struct Args {
 pub(crate) enum Kind {
     /// The reference, in memory.
     Memory,
+    /// iptables, in the variant that this machine uses.
+    Iptables,
+    /// iptables, nf_tables.
+    IptablesNft,
+    /// iptables, legacy.
+    IptablesLegacy,
+    /// eBPF.
+    Ebpf,
 }

@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, error::Error, sync::Arc};
 
 use futures::executor::block_on;
+use ipnet::IpNet;
 use kubenet_core::{
     cluster::{Change, Cluster, FrontendConflict},
     datapath::Datapath,
     model::{EndpointSlice, NodeInfo, ObjectName, Service},
     route::{Route, ServicePortName},
 };
-use kubenet_examples::manifests;
+use kubenet_examples::{manifests, trace::Dialled};
 use kubenet_testkit::memory::MemoryDatapath;
 
 use crate::args::Args;
@@ -19,6 +20,8 @@ pub(crate) struct Model {
     pub(crate) cluster: Cluster,
     pub(crate) datapath: MemoryDatapath,
     pub(crate) conflicts: Vec<FrontendConflict>,
+    /// Those of the node itself, where a Node declares them.
+    pub(crate) pod_cidrs: Vec<IpNet>,
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, Vec<EndpointSlice>>,
 }
@@ -31,6 +34,9 @@ impl Model {
         if node.addresses().is_empty() {
             eprintln!("note: the node has no address: node ports answer nowhere. Give --node-ip, or a Node");
         }
+
+        let declared = manifests.nodes.iter().find(|declared| declared.name() == node.name());
+        let pod_cidrs = declared.map(|declared| declared.pod_cidrs().to_vec()).unwrap_or_default();
 
         let mut cluster = Cluster::new(node.clone());
         let services = manifests.services.iter().map(|s| (s.name().clone(), s.clone())).collect();
@@ -49,7 +55,12 @@ impl Model {
         for FrontendConflict { frontend, winner, loser } in &conflicts {
             eprintln!("note: {frontend} belongs to {winner}, the older claim, and not to {loser}");
         }
-        Ok(Self { node, cluster, datapath, conflicts, services, slices })
+        Ok(Self { node, cluster, datapath, conflicts, pod_cidrs, services, slices })
+    }
+
+    /// What serves the flow.
+    pub(crate) fn route(&self, Dialled { to, port, protocol, .. }: &Dialled) -> Option<&Route> {
+        self.cluster.table().lookup(*to, *port, *protocol).map(|route| &**route)
     }
 
     /// The Service that a route comes from, and its slices.

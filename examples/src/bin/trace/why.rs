@@ -7,7 +7,9 @@ use kubenet_core::{
 };
 use kubenet_testkit::memory::{Choice, Verdict};
 
-use crate::{flow::Dialled, model::Model};
+use kubenet_examples::trace::Dialled;
+
+use crate::model::Model;
 
 pub(crate) fn explain(
     model: &Model,

@@ -16,22 +16,35 @@ use serde_json::{Map, Value};
 const EPHEMERAL: u16 = 40_000;
 
 /// Who dials what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Dialled {
-    pub(crate) from: IpAddr,
-    pub(crate) to: IpAddr,
-    pub(crate) port: NonZeroU16,
-    pub(crate) protocol: Protocol,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dialled {
+    /// The client's address.
+    pub from: IpAddr,
+    /// The address that it dials.
+    pub to: IpAddr,
+    /// The port that it dials.
+    pub port: NonZeroU16,
+    /// Transport protocol.
+    pub protocol: Protocol,
 }
 
 impl Dialled {
-    pub(crate) fn flow(&self) -> Flow {
+    /// What the client dials.
+    pub const fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.to, self.port.get())
+    }
+
+    /// One connection of it, as the reference wants it.
+    pub fn flow(&self) -> Flow {
         let source = SocketAddr::new(self.from, EPHEMERAL);
-        Flow::new(source, SocketAddr::new(self.to, self.port.get()), self.protocol)
+        Flow::new(source, self.destination(), self.protocol)
     }
 
     /// From a line of JSON, which must have the four fields and may have others.
-    pub(crate) fn read(object: &Map<String, Value>) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// The field that cannot be, and why.
+    pub fn read(object: &Map<String, Value>) -> Result<Self, String> {
         let text = |field: &str| match object.get(field) {
             Some(Value::String(text)) => Ok(text.as_str()),
             None => Err(format!("{field}: must be set")),
@@ -43,7 +56,11 @@ impl Dialled {
         Self::new(text("from")?, text("to")?, number, text("protocol")?)
     }
 
-    pub(crate) fn new(from: &str, to: &str, port: u16, protocol: &str) -> Result<Self, String> {
+    /// From what users write.
+    ///
+    /// # Errors
+    /// The field that cannot be, and why.
+    pub fn new(from: &str, to: &str, port: u16, protocol: &str) -> Result<Self, String> {
         let address = |field: &str, text: &str| {
             parse_address(text).map_err(|rule| format!("{field}: {text:?}: {rule}"))
         };
