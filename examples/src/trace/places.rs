@@ -33,14 +33,15 @@ pub(super) enum Home {
 /// node's pod ranges or, where those are not known, from the ranges that the pods of the cluster live in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Places {
-    node: BTreeSet<IpAddr>,
+    /// In the order in which the node prefers them.
+    node: Vec<IpAddr>,
     pods: BTreeMap<IpAddr, usize>,
     interfaces: usize,
 }
 
 impl Places {
     pub(super) fn plan(table: &RouteTable, pod_cidrs: &[IpNet], flows: &[Dialled]) -> Self {
-        let node: BTreeSet<IpAddr> = table.node().addresses.iter().copied().collect();
+        let node = table.node().addresses.clone();
         let routes = flows.iter().filter_map(|flow| table.lookup(flow.to, flow.port, flow.protocol));
         let local = routes.flat_map(|route| route.backends()).filter(|b| b.local).map(|b| b.address);
         let mut pods: BTreeSet<IpAddr> = local.collect();
@@ -73,7 +74,7 @@ impl Places {
         self.pods.get(&address).map_or(Home::World, |interface| Home::Pod(*interface))
     }
 
-    pub(super) fn node(&self) -> &BTreeSet<IpAddr> {
+    pub(super) fn node(&self) -> &[IpAddr] {
         &self.node
     }
 

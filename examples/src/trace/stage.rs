@@ -122,12 +122,14 @@ impl Stage {
             );
             let _ = writeln!(far_end, "link set {other} up");
         }
-        for address in self.places.node() {
-            let _ = match address {
-                IpAddr::V4(v4) => writeln!(here, "addr add {v4}/32 dev {EXTERNAL}"),
-                IpAddr::V6(v6) if ipv6 => writeln!(here, "addr add {v6}/128 dev {EXTERNAL} nodad"),
-                IpAddr::V6(_) => Ok(()),
-            };
+        // To masquerade, the kernel takes the first in IPv4, and the latest in IPv6 where nothing speaks for
+        // another.
+        let of_family = |v4: bool| self.places.node().iter().filter(move |address| address.is_ipv4() == v4);
+        for address in of_family(true) {
+            let _ = writeln!(here, "addr add {address}/32 dev {EXTERNAL}");
+        }
+        for address in of_family(false).rev().filter(|_| ipv6) {
+            let _ = writeln!(here, "addr add {address}/128 dev {EXTERNAL} nodad");
         }
         if !self.places.node().iter().any(IpAddr::is_ipv4) {
             let _ = writeln!(here, "addr add {NAMELESS_V4}/32 dev {EXTERNAL} scope link");

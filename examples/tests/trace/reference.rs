@@ -1,15 +1,8 @@
-//! `trace` as scripts use it.
-#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
-
-use std::{
-    fs,
-    io::Write,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
-};
+//! What the reference in memory says.
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
+
+use crate::{Cluster, backends, text, why};
 
 /// A cluster with a bit of everything. Zones and nodes: node-a in a, node-b in b.
 const MANIFEST: &str = r#"
@@ -51,68 +44,6 @@ kind: Service
 metadata: { name: empty, namespace: demo }
 spec: { clusterIP: 10.96.0.20, ports: [{ port: 80 }] }
 "#;
-
-struct Cluster {
-    directory: TempDir,
-}
-
-impl Cluster {
-    fn new(manifest: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("cluster.yaml"), manifest).unwrap();
-        Self { directory }
-    }
-
-    fn manifests(&self) -> PathBuf {
-        self.directory.path().join("cluster.yaml")
-    }
-
-    fn trace(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_trace"))
-            .arg("--manifests")
-            .arg(self.manifests())
-            .args(["--node-name", "node-a", "--cluster-cidr", "10.244.0.0/16,fd00:244::/32"])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It may end before it has read everything.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        child.wait_with_output().unwrap()
-    }
-
-    fn answers(&self, arguments: &[&str], flows: &[(&str, &str, u16, &str)]) -> Vec<Value> {
-        let line = |&(from, to, port, protocol): &(&str, &str, u16, &str)| {
-            json!({ "from": from, "to": to, "port": port, "protocol": protocol }).to_string() + "\n"
-        };
-        let input: String = flows.iter().map(line).collect();
-        let output = self.trace(&[arguments, &["--flows", "-"]].concat(), &input);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        let answers: Vec<Value> =
-            text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(answers.len(), flows.len());
-        answers
-    }
-
-    fn answer(&self, arguments: &[&str], flow: (&str, &str, u16, &str)) -> Value {
-        self.answers(arguments, &[flow]).remove(0)
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn backends(answer: &Value) -> Vec<&str> {
-    answer["backends"].as_array().unwrap().iter().map(|backend| backend.as_str().unwrap()).collect()
-}
-
-fn why(answer: &Value) -> String {
-    let lines = answer["why"].as_array().unwrap().iter().map(|line| line.as_str().unwrap());
-    lines.collect::<Vec<_>>().join("\n")
-}
 
 const POD: &str = "10.244.1.77";
 const OUTSIDE: &str = "198.51.100.7";
