@@ -38,7 +38,7 @@ async fn k0_nothing_is_written_before_services_slices_and_the_node_were_listed()
             eventually(|| "it is taken".into(), || agent.router().status().services == 2).await;
         }
         assert!(!agent.router().status().synced, "{late:?}");
-        assert_eq!(Call::ALL.map(|call| faulty.calls(call)), [0; 6], "{late:?}");
+        assert_eq!(Call::ALL.map(|call| faulty.calls(call)), [0; 7], "{late:?}");
         api.release(late);
         let routed = || route(&memory, "10.244.1.9:4000", "10.96.0.1:80") == "10.244.1.2:8080";
         eventually(|| format!("routed after {late:?}"), routed).await;

@@ -64,6 +64,10 @@ pub(crate) struct Args {
     /// eBPF: the cgroup (version 2) whose processes reach Services through their sockets.
     #[arg(long, value_name = "PATH", default_value = "/sys/fs/cgroup")]
     pub(crate) cgroup: PathBuf,
+    /// eBPF: where programs and maps are kept while no agent runs, on a BPF file system. Where there is none, they
+    /// end with the agent.
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/kubenet")]
+    pub(crate) pin_dir: PathBuf,
     /// eBPF: how the names of the host ends of the pods' interfaces begin.
     #[arg(long, value_name = "PREFIX")]
     pub(crate) pod_interface_prefix: Option<String>,

@@ -72,7 +72,8 @@ fn ebpf(args: &Args) -> Result<Chosen, Box<dyn std::error::Error>> {
     use crate::interfaces::PodInterfaces;
     let external = external_interfaces(args)?;
     tracing::info!(?external, "external interfaces");
-    let mut builder = kubenet_ebpf::EbpfDatapath::builder().cgroup(&args.cgroup);
+    let mut builder =
+        kubenet_ebpf::EbpfDatapath::builder().cgroup(&args.cgroup).pin_dir(&args.pin_dir).pin_if_possible();
     for name in external {
         builder = builder.external_interface(name);
     }
