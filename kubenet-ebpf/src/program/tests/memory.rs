@@ -23,6 +23,8 @@ pub(super) struct Memory {
     pub(super) allowed: [View; 2],
     pub(super) grace_periods: usize,
     pub(super) cut: Vec<StaleFlows>,
+    /// Every id that was ever written, with its generation: connections may know it still.
+    pub(super) handed_out: BTreeSet<(IpFamily, u32, u32)>,
     /// After so many writes the process ends.
     pub(super) writes_left: usize,
     /// Somebody damaged the maps: what packets see is not judged.
@@ -45,6 +47,7 @@ impl Memory {
             allowed: Default::default(),
             grace_periods: 0,
             cut: Vec::new(),
+            handed_out: BTreeSet::new(),
             writes_left: usize::MAX,
             is_damaged: false,
         }
@@ -145,6 +148,8 @@ impl Tables for Memory {
         self.write();
         let size = if family == IpFamily::V4 { self.sizes.backends4 } else { self.sizes.backends6 };
         assert!(handle.id > 0 && handle.id < size);
+        let is_new = self.handed_out.insert((family, handle.id, handle.generation));
+        assert!(is_new, "{handle:?} stood for another backend before");
         self.backends.insert((family, handle.id), (handle, *backend, true));
         self.look();
     }
