@@ -42,6 +42,13 @@ impl Report {
         self.records.push(record);
     }
 
+    /// Adds a figure unless there is one of its name.
+    pub fn add_unless_there(&mut self, record: Record) {
+        if self.records.iter().all(|other| other.bench != record.bench) {
+            self.add(record);
+        }
+    }
+
     /// Adds a plot.
     pub fn plot(&mut self, plot: Plot) {
         self.plots.push(plot);
