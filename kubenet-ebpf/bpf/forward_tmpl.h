@@ -42,7 +42,7 @@ static __always_inline void F(keep_route)(struct F(route) *route,
 static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 				      const struct F(tuple) *from,
 				      const struct F(tuple) *to,
-				      struct F(route) *route, bool rare)
+				      struct F(route) *kept, bool rare)
 {
 	struct bpf_fib_lookup fib = {
 		.l4_protocol = to->proto,
@@ -68,7 +68,7 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 		fib.tot_len = 0;
 		fib.ifindex = skb->ifindex;
 		/* Not for packets that may not be cut. */
-		route = NULL;
+		kept = NULL;
 		found = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
 	}
 	switch (found) {
@@ -78,8 +78,8 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 			return drop(METRIC_DROP_ROUTE);
 		if (F(rewrite_any)(skb, pkt, from, to, pkt->ttl - 1, rare))
 			return drop(METRIC_DROP_MALFORMED);
-		if (route)
-			F(keep_route)(route, &fib);
+		if (kept)
+			F(keep_route)(kept, &fib);
 		/* The gateway may be of the other family. */
 		hop.nh_family = fib.family;
 		copy(hop.ipv6_nh, fib.ipv6_dst);

@@ -10,6 +10,7 @@
 #![cfg(target_os = "linux")]
 
 mod bench;
+mod expect;
 mod facts;
 mod frame;
 mod icmp;

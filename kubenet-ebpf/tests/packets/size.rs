@@ -1,8 +1,11 @@
 //! Packets that are too large for the way to the backend, and the size of the programs themselves.
 
+use std::net::SocketAddr;
+
 use crate::{
-    bench::{Hook, REDIRECT, for_each_kind, on_bench},
+    bench::{Bench, Hook, REDIRECT, for_each_kind, on_bench},
     frame::{Flags, Frame, Proto},
+    icmp::IcmpError,
     nets::{V4, V6, at},
 };
 
@@ -83,10 +86,37 @@ fn cost_of_a_packet() {
             let mut frame = Frame::new(Proto::Tcp, client, one).flags(Flags::Ack).ttl(255);
             frame.mac_to = bench.mac(Hook::FromPod);
             println!("{name}, known flow: {:?}", bench.cost(&frame.bytes(), 200));
+            rare_costs(bench, name, &frame, two);
             frame.to = at(net.outside, 443);
             println!("{name}, not ours: {:?}", bench.cost(&frame.bytes(), 200));
             frame.mac_to = [2; 6];
             println!("{name}, not even for this device: {:?}", bench.cost(&frame.bytes(), 200));
         }
     });
+}
+
+/// The same with what needs a closer look.
+fn rare_costs(bench: &mut Bench, name: &str, known: &Frame, two: SocketAddr) {
+    let one = known.to;
+    let ids = [bench.backend(one, 0), bench.backend(two, 0)];
+    for (frontend, backend) in [(one, ids[1]), (two, ids[0])] {
+        bench.serve(frontend, Proto::Sctp, 0, &[backend], &[]);
+        bench.serve(frontend, Proto::Udp, 0, &[backend], &[]);
+    }
+    for len in [0, 1000] {
+        let frame = Frame { proto: Proto::Sctp, ..known.clone() }.payload(vec![7; len]);
+        for to in [one, two] {
+            bench.send(Hook::FromPod, &mut frame.with(known.from, to).flags(Flags::Syn));
+        }
+        println!("{name}, SCTP with {len} bytes: {:?}", bench.cost(&frame.bytes(), 200));
+    }
+    let large = Frame { proto: Proto::Udp, ..known.clone() }.payload(vec![7; 2000]);
+    let [first, later] = &large.fragments(1400)[..] else { panic!("two fragments") };
+    bench.send_bytes(Hook::FromPod, first, 0);
+    bench.send_bytes(Hook::FromPod, &large.with(known.from, two).fragments(1400)[0], 0);
+    println!("{name}, first fragment: {:?}", bench.cost(first, 200));
+    println!("{name}, later fragment: {:?}", bench.cost(later, 200));
+    let about = Frame::new(Proto::Tcp, known.from, at(known.to.ip(), 443));
+    let error = IcmpError { mac_to: known.mac_to, ..IcmpError::new(known.to.ip(), about) };
+    println!("{name}, ICMP error about no flow: {:?}", bench.cost(&error.bytes(), 200));
 }
