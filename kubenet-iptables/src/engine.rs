@@ -124,6 +124,9 @@ impl Engine {
         let (served, failed) = refusal::divide(self.name, &self.capabilities, table);
         report.failed = failed;
         let planner = Planner::new(Arc::clone(&self.context), served);
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            tracing::debug!(rules = planner.longest_walk(), "longest walk of a first packet in one table");
+        }
         let saved = self.save_all("replace")?;
         let jumps = self.context.jumps();
         let none = Chains::new();

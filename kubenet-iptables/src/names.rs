@@ -14,7 +14,7 @@ const HASH_LENGTH: usize = 16;
 
 /// Kinds of chains with a hash in their name. The last two are kube-proxy's alone (`XLB` up to 1.24): they are
 /// known so that a kube-proxy's rules can be taken over.
-const HASHED: [&str; 7] = ["SVC", "SVL", "EXT", "SEP", "NET", "FW", "XLB"];
+const HASHED: [&str; 9] = ["SVC", "SVL", "SVP", "EXT", "SEP", "NET", "NDP", "FW", "XLB"];
 
 /// The last two are kube-proxy's alone.
 const FIXED: [&str; 10] = [
@@ -53,6 +53,12 @@ impl NameHash {
     pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or("AAAAAAAAAAAAAAAA")
     }
+}
+
+/// A number that looks random and follows from a text.
+pub(crate) fn spread(text: &str) -> u32 {
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().take(4).fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
 /// Makes and recognises the names of our chains.
@@ -127,6 +133,16 @@ impl Names {
         self.is_of_kind(chain, "-FW-")
     }
 
+    /// The chain that picks from a part of the backends that another picks from.
+    pub(crate) fn set_part(&self, whole: &ChainName, part: usize) -> ChainName {
+        self.hashed("SVP", &NameHash::of(&[whole.as_ref(), "#", &part.to_string()]))
+    }
+
+    /// Whether it is a chain that picks from a part of a set.
+    pub(crate) fn is_set_part(&self, chain: &ChainName) -> bool {
+        self.is_of_kind(chain, "-SVP-")
+    }
+
     /// Whether it is a chain that picks from a set of backends.
     pub(crate) fn is_set(&self, chain: &ChainName) -> bool {
         ["-SVC-", "-SVL-"].iter().any(|kind| self.is_of_kind(chain, kind))
@@ -147,9 +163,14 @@ impl Names {
         self.hashed("NET", &NameHash::of(&[&prefix.to_string()]))
     }
 
-    /// Whether it is a chain for destinations in a part of the address space.
+    /// The chain for a range of node ports: `KUBE-NDP-…`.
+    pub(crate) fn port_part(&self, protocol: &str, ports: (u16, u16)) -> ChainName {
+        self.hashed("NDP", &NameHash::of(&[protocol, &format!("/{}-{}", ports.0, ports.1)]))
+    }
+
+    /// Whether it is a chain for a part of the addresses or of the node ports.
     pub(crate) fn is_part(&self, chain: &ChainName) -> bool {
-        self.is_of_kind(chain, "-NET-")
+        ["-NET-", "-NDP-"].iter().any(|kind| self.is_of_kind(chain, kind))
     }
 
     /// The chain that marks flows for masquerading by their origin: `KUBE-MASQ-NO` for those from the node

@@ -13,4 +13,13 @@ pub struct Preview {
     pub texts: BTreeMap<IpFamily, String>,
     /// Routes that cannot be served, and are not part of the texts.
     pub failed: Vec<FailedRoute>,
+    pub(crate) longest_walk: usize,
+}
+
+impl Preview {
+    /// The most rules of one table that the first packet of a flow meets on its way to any backend or answer, once
+    /// this is applied. It grows with the logarithm of the number of Services, and of endpoints.
+    pub fn longest_walk(&self) -> usize {
+        self.longest_walk
+    }
 }

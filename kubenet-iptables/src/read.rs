@@ -205,7 +205,33 @@ impl Decoder<'_> {
     }
 
     fn backends(&self, chain: &ChainName) -> Option<Backends> {
-        Some(self.rules(chain)?.iter().filter_map(backend_of).collect())
+        let rules = self.rules(chain)?;
+        let mut backends = Vec::with_capacity(rules.len());
+        if !rules.iter().any(|rule| self.part(rule).is_some()) {
+            return Some(rules.iter().filter_map(backend_of).collect());
+        }
+        self.collect(chain, 0, &mut backends);
+        backends.sort_unstable();
+        Some(backends.into())
+    }
+
+    /// The chain of a part that a rule picks.
+    fn part<'r>(&self, rule: &'r Rule) -> Option<&'r ChainName> {
+        match &rule.target {
+            Some(Target::Goto(part)) if self.context.names.is_set_part(part) => Some(part),
+            _ => None,
+        }
+    }
+
+    /// The backends behind a chain and the chains of its parts. Whatever was found: no deeper than a kernel goes.
+    fn collect(&self, chain: &ChainName, depth: u8, backends: &mut Vec<Backend>) {
+        for rule in self.rules(chain).into_iter().flat_map(|rules| rules.iter()) {
+            match self.part(rule) {
+                Some(part) if depth < 16 => self.collect(part, depth + 1, backends),
+                Some(_) => {}
+                None => backends.extend(backend_of(rule)),
+            }
+        }
     }
 }
 

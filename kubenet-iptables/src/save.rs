@@ -174,7 +174,13 @@ fn parse_words(words: &[String]) -> Option<Rule> {
             "-d" => rule.destination = Some(net(words.next()?)?),
             "-i" => rule.interface = Some(Interface::parse(words.next()?)),
             "-p" => rule.protocol = Some(words.next()?.parse().ok()?),
-            "--dport" => rule.port = Some(words.next()?.parse().ok()?),
+            "--dport" => {
+                let ports = words.next()?;
+                match ports.split_once(':') {
+                    Some((first, last)) => rule.ports = Some((first.parse().ok()?, last.parse().ok()?)),
+                    None => rule.port = Some(ports.parse().ok()?),
+                }
+            }
             "-m" => match words.next()? {
                 "tcp" | "udp" | "sctp" | "mark" | "conntrack" | "addrtype" | "comment" | "statistic"
                 | "bpf" => {}

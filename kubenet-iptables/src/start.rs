@@ -136,9 +136,11 @@ pub(crate) fn preview(
     let (served, failed) = refusal::divide(NAME, &capabilities, table);
     let plan = |table| Planner::new(Arc::clone(&context), table);
     let mut texts = BTreeMap::new();
+    let longest_walk;
     match before {
         None => {
             let planner = plan(served);
+            longest_walk = planner.longest_walk();
             // Each goes to the top, so the last comes first.
             let jumps = context.jumps().into_iter().rev();
             let jumps: Vec<_> = jumps.map(|jump| move |family| JumpEdit::insert(&jump, family)).collect();
@@ -154,15 +156,16 @@ pub(crate) fn preview(
             let planner = plan(refusal::divide(NAME, &capabilities, before).0);
             let delta = planner.table().diff(&served);
             if delta.is_empty() {
-                return Ok(Preview { texts, failed });
+                return Ok(Preview { texts, failed, longest_walk: planner.longest_walk() });
             }
+            longest_walk = plan(served).longest_walk();
             for (family, changes) in planner.step(Arc::new(delta)).changes {
                 let old = planner.chains(family).cloned().unwrap_or_default();
                 texts.insert(family, restore::transaction(family, &old, &changes, &[]));
             }
         }
     }
-    Ok(Preview { texts, failed })
+    Ok(Preview { texts, failed, longest_walk })
 }
 
 /// What rules can say on every machine.

@@ -125,7 +125,7 @@ fn new_flows_never_fail_while_much_changes() {
                 asked
             });
             let steps: [&dyn Fn(u64) -> _; 4] = [
-                &|n| world.large(n, &["a2"], 1_500),
+                &|n| world.large(n, &["a2"], 1_100),
                 &|n| world.large(n, &["a2", "b1"], 0),
                 &|n| world.large(n, &["b1"], 700),
                 &small,

@@ -1,7 +1,7 @@
-//! From a destination to the rules of its frontends: a [`Tree`] for addresses, a list for node ports.
+//! From a destination to the rules of its frontends: a [`Tree`] for addresses, and one for node ports.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, HashMap},
     iter,
     net::IpAddr,
     num::NonZeroU16,
@@ -15,7 +15,7 @@ use kubenet_core::{
 
 use super::{
     Context,
-    tree::{LeafEdits, Leaves, Tree, TreeChanges},
+    tree::{self, LeafEdits, Leaves, Space, Tree, TreeChanges},
 };
 use crate::rule::{ChainChanges, ChainKey, Rule, Table};
 
@@ -32,19 +32,32 @@ pub(crate) struct Dispatch {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Frontends {
     rules: BTreeMap<Frontend, Dispatch>,
-    nat: Leaves,
-    filter: Leaves,
+    leaves: [Leaves; TREES.len()],
 }
 
 /// A change of some frontends.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Edit {
     rules: BTreeMap<Frontend, Option<Dispatch>>,
-    nat: LeafEdits,
-    filter: LeafEdits,
+    leaves: [LeafEdits; TREES.len()],
 }
 
-static NO_EDITS: LeafEdits = LeafEdits::new();
+const TREES: [(Table, Space); 4] = [
+    (Table::Nat, Space::Addresses),
+    (Table::Filter, Space::Addresses),
+    (Table::Nat, Space::Ports),
+    (Table::Filter, Space::Ports),
+];
+
+static NO_EDITS: [LeafEdits; TREES.len()] = [const { LeafEdits::new() }; TREES.len()];
+
+/// Where a frontend is looked up.
+fn place(frontend: &Frontend) -> (Space, IpAddr) {
+    match frontend.address {
+        FrontendAddress::Ip(address) => (Space::Addresses, address),
+        FrontendAddress::NodePort(_) => (Space::Ports, tree::of_port(frontend.protocol, frontend.port)),
+    }
+}
 
 impl Frontends {
     pub(super) fn get(&self, frontend: &Frontend) -> Option<&Dispatch> {
@@ -54,23 +67,29 @@ impl Frontends {
     /// Prepares new rules for frontends, or their removal.
     pub(super) fn edit(&self, rules: BTreeMap<Frontend, Option<Dispatch>>) -> Edit {
         let mut edit = Edit { rules, ..Edit::default() };
-        let address = |frontend: &Frontend| match frontend.address {
-            FrontendAddress::Ip(address) => Some(address),
-            FrontendAddress::NodePort(_) => None,
-        };
-        let touched: BTreeSet<IpAddr> = edit.rules.keys().filter_map(address).collect();
-        for address in touched {
-            let (mut nat, mut filter, mut last_rules) = (Vec::new(), Vec::new(), Vec::new());
-            let first = Frontend::ip(address, NonZeroU16::MIN, Protocol::Tcp);
-            let last = Frontend::ip(address, NonZeroU16::MAX, Protocol::Sctp);
+        // All frontends of an address share a place.
+        let touched: HashMap<_, _> = edit.rules.keys().map(|frontend| (place(frontend), *frontend)).collect();
+        for ((space, key), frontend) in touched {
+            let (first, last) = match frontend.address {
+                FrontendAddress::Ip(address) => (
+                    Frontend::ip(address, NonZeroU16::MIN, Protocol::Tcp),
+                    Frontend::ip(address, NonZeroU16::MAX, Protocol::Sctp),
+                ),
+                FrontendAddress::NodePort(_) => (frontend, frontend),
+            };
+            let (mut nat, mut filter, mut end) = (Vec::new(), Vec::new(), Vec::new());
             for dispatch in self.after(&edit.rules, first, last).into_values() {
                 nat.extend(dispatch.nat.iter().cloned());
                 filter.extend(dispatch.filter.iter().cloned());
-                last_rules.extend(dispatch.last.iter().cloned());
+                end.extend(dispatch.last.iter().cloned());
             }
-            filter.append(&mut last_rules);
-            edit.nat.insert(address, (!nat.is_empty()).then(|| nat.into()));
-            edit.filter.insert(address, (!filter.is_empty()).then(|| filter.into()));
+            filter.append(&mut end);
+            for ((table, of), leaves) in TREES.into_iter().zip(&mut edit.leaves) {
+                let rules = if table == Table::Nat { &nat } else { &filter };
+                if of == space {
+                    leaves.insert(key, (!rules.is_empty()).then(|| rules.as_slice().into()));
+                }
+            }
         }
         edit
     }
@@ -102,26 +121,30 @@ impl Frontends {
             }
         }
         apply(&mut self.rules, edit.rules);
-        apply(&mut self.nat, edit.nat);
-        apply(&mut self.filter, edit.filter);
+        for (leaves, edits) in self.leaves.iter_mut().zip(edit.leaves) {
+            apply(leaves, edits);
+        }
     }
 
     fn trees<'a>(
         &'a self,
         context: &'a Context,
-        nat: &'a LeafEdits,
-        filter: &'a LeafEdits,
-    ) -> [(Table, Tree<'a>); 2] {
+        edits: &'a [LeafEdits; TREES.len()],
+    ) -> impl Iterator<Item = (Table, Tree<'a>)> {
         let names = &context.names;
-        let tree = |leaves, edits| Tree { names, root: &names.services, leaves, edits };
-        [(Table::Nat, tree(&self.nat, nat)), (Table::Filter, tree(&self.filter, filter))]
+        TREES.into_iter().zip(self.leaves.iter().zip(edits)).map(move |((table, space), (leaves, edits))| {
+            let root = match space {
+                Space::Addresses => &names.services,
+                Space::Ports => &names.node_ports,
+            };
+            (table, Tree { names, space, root, leaves, edits })
+        })
     }
 
     /// All dispatch chains.
     pub(super) fn chains(&self, context: &Context, node: &NodeRouting, family: IpFamily) -> ChainChanges {
-        let trees = self.trees(context, &NO_EDITS, &NO_EDITS).map(|(table, tree)| (table, tree.chains()));
+        let trees = self.trees(context, &NO_EDITS).map(|(table, tree)| (table, tree.chains()));
         let mut chains = with_node_ports(context, node, family, trees);
-        chains.extend(self.node_ports(context, family, &BTreeMap::new()));
         let ways = context.ways_to_node_ports(node, family);
         chains.insert((Table::Filter, context.names.external_services.clone()), Some(ways.into()));
         chains
@@ -135,32 +158,8 @@ impl Frontends {
         node: &NodeRouting,
         family: IpFamily,
     ) -> ChainChanges {
-        let trees = self.trees(context, &edit.nat, &edit.filter).map(|(table, tree)| (table, tree.changes()));
-        let mut changes = with_node_ports(context, node, family, trees);
-        if edit.rules.keys().any(super::is_node_port) {
-            changes.extend(self.node_ports(context, family, &edit.rules));
-        }
-        changes
-    }
-
-    /// The chains of the node ports. Flat: one rule per frontend.
-    fn node_ports(
-        &self,
-        context: &Context,
-        family: IpFamily,
-        edits: &BTreeMap<Frontend, Option<Dispatch>>,
-    ) -> ChainChanges {
-        let first = Frontend::node_port(family, NonZeroU16::MIN, Protocol::Tcp);
-        let last = Frontend::node_port(family, NonZeroU16::MAX, Protocol::Sctp);
-        let (mut nat, mut filter) = (Vec::new(), Vec::new());
-        for dispatch in self.after(edits, first, last).into_values() {
-            nat.extend(dispatch.nat.iter().cloned());
-            filter.extend(dispatch.filter.iter().cloned());
-        }
-        let name = &context.names.node_ports;
-        [(Table::Nat, nat), (Table::Filter, filter)]
-            .map(|(table, rules)| ((table, name.clone()), Some(rules.into())))
-            .into()
+        let trees = self.trees(context, &edit.leaves).map(|(table, tree)| (table, tree.changes()));
+        with_node_ports(context, node, family, trees)
     }
 
     /// The rules that lead to a frontend's backends or answers, by chain.
@@ -172,45 +171,33 @@ impl Frontends {
     ) -> Vec<(ChainKey, Vec<Rule>)> {
         let none = Dispatch::default();
         let dispatch = self.rules.get(frontend).unwrap_or(&none);
-        let address = match frontend.address {
-            FrontendAddress::Ip(address) => address,
-            FrontendAddress::NodePort(family) => {
-                let (names, ways) = (&context.names, context.ways_to_node_ports(node, family));
-                return vec![
-                    ((Table::Nat, names.node_ports.clone()), dispatch.nat.clone()),
-                    ((Table::Filter, names.node_ports.clone()), dispatch.filter.clone()),
-                    ((Table::Nat, names.services.clone()), ways.clone()),
-                    ((Table::Filter, names.external_services.clone()), ways),
-                ];
-            }
-        };
+        let (space, key) = place(frontend);
         let mut ways = Vec::new();
-        for (table, tree) in self.trees(context, &NO_EDITS, &NO_EDITS) {
+        if space == Space::Ports {
+            let (names, to) = (&context.names, context.ways_to_node_ports(node, frontend.family()));
+            ways.push(((Table::Nat, names.services.clone()), to.clone()));
+            ways.push(((Table::Filter, names.external_services.clone()), to));
+        }
+        for (table, tree) in self.trees(context, &NO_EDITS).filter(|(_, tree)| tree.space == space) {
             let own: Vec<Rule> = match table {
                 Table::Nat => dispatch.nat.clone(),
                 Table::Filter => dispatch.filter.iter().chain(&dispatch.last).cloned().collect(),
             };
-            ways.extend(tree.path(address).unwrap_or_default().into_iter().map(|(chain, way)| {
+            ways.extend(tree.path(key).unwrap_or_default().into_iter().map(|(chain, way)| {
                 let rules = way.map_or_else(|| own.clone(), |way| iter::once(way).collect());
                 ((table, chain), rules)
             }));
         }
         ways
     }
-
-    /// The most rules of one table that the first packet of a connection to an address meets here.
-    pub(super) fn longest_walk(&self, context: &Context) -> usize {
-        let trees = self.trees(context, &NO_EDITS, &NO_EDITS);
-        trees.iter().map(|(_, tree)| tree.longest_walk()).max().unwrap_or(0)
-    }
 }
 
-/// The chains of both trees, with the way to the node ports at the end of the root of nat.
+/// The chains of all trees, with the way to the node ports at the end of the root of nat.
 fn with_node_ports(
     context: &Context,
     node: &NodeRouting,
     family: IpFamily,
-    trees: [(Table, TreeChanges); 2],
+    trees: impl Iterator<Item = (Table, TreeChanges)>,
 ) -> ChainChanges {
     let mut chains = ChainChanges::new();
     for (table, changes) in trees {

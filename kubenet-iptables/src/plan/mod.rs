@@ -8,10 +8,12 @@ mod dispatch;
 mod fixed;
 mod group;
 mod marks;
+mod odds;
 mod serve;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +22,7 @@ use std::{
 
 use kubenet_core::{
     model::IpFamily,
-    route::{Frontend, FrontendAddress, Masquerade, NodeRouting, Route, RouteDelta, RouteTable},
+    route::{Frontend, Masquerade, NodeRouting, Route, RouteDelta, RouteTable},
 };
 
 use self::dispatch::{Edit, Frontends};
@@ -141,7 +143,6 @@ impl Planner {
             plan.frontends.commit(edit);
             let chains = plan.frontends.chains(context, node, *family);
             plan.chains.extend(chains.into_iter().filter_map(|(key, rules)| Some((key, rules?))));
-            tracing::debug!(%family, rules = plan.frontends.longest_walk(context), "longest walk to an address");
         }
         planner.table = table;
         planner
@@ -342,10 +343,6 @@ impl Planner {
             }
         }
     }
-}
-
-fn is_node_port(frontend: &Frontend) -> bool {
-    matches!(frontend.address, FrontendAddress::NodePort(_))
 }
 
 /// What makes `new` of `old`.

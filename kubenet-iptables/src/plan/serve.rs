@@ -1,4 +1,4 @@
-//! How a set of backends is served: by rules in place, or by a chain that picks one.
+//! How a set of backends is served: by rules in place, or by a chain that picks one ([`odds`](super::odds)).
 //!
 //! **A backend that reaches itself** must be masqueraded, and whether it does is known only once the backend
 //! is picked. Where the kernel can compare the two addresses of a packet (`xt_bpf`), one rule in
@@ -27,8 +27,10 @@ use crate::{
 pub(super) struct Set {
     pub(super) backends: Arc<[Backend]>,
     pub(super) way: Way,
-    label: String,
+    pub(super) label: String,
     protocol: Protocol,
+    /// What the names of its endpoints' chains are made of.
+    identity: String,
 }
 
 pub(super) enum Way {
@@ -46,11 +48,11 @@ impl Group<'_> {
             way: Way::InPlace,
             label: record::label(&route.service_port),
             protocol: route.frontend.protocol,
+            identity: name_and_protocol(route),
         };
         if backends.len() > 1 {
             let chain = self.context.names.set(self.hash, n);
-            let rules = self.picks(&set, &name_and_protocol(route));
-            self.plan.chains.push((chain.clone(), rules.into()));
+            self.divide(&set, &chain);
             set.way = Way::Chain(chain);
         }
         set
@@ -76,25 +78,10 @@ impl Group<'_> {
         rules
     }
 
-    /// The rules that pick a backend, each as likely as it weighs.
-    fn picks(&mut self, set: &Set, identity: &str) -> Vec<Rule> {
-        let mut rules = Vec::with_capacity(set.backends.len() + 1);
-        let weight = |backend: &Backend| u64::from(backend.weight.get());
-        let mut left: u64 = set.backends.iter().map(weight).sum();
-        for (n, backend) in set.backends.iter().enumerate() {
-            // Of those that the rules before leave. The last takes the rest.
-            let chance = Chance::of(weight(backend), left);
-            left -= weight(backend);
-            rules.extend(self.pick(set, identity, backend, chance, n == 0));
-        }
-        rules
-    }
-
     /// The rules that pick one backend. The first of a chain says whose it is.
-    fn pick(
+    pub(super) fn pick(
         &mut self,
         set: &Set,
-        identity: &str,
         backend: &Backend,
         chance: Option<Chance>,
         first: bool,
@@ -107,7 +94,7 @@ impl Group<'_> {
         if self.context.hairpin {
             vec![Rule { chance, ..translate }.comment(comment)]
         } else if backend.local {
-            let chain = self.context.names.endpoint(identity, backend.socket_addr());
+            let chain = self.context.names.endpoint(&set.identity, backend.socket_addr());
             let rule = Rule { chance, ..Rule::jump(&chain) }.comment(comment);
             let label = set.label.as_str();
             let rules = [mark.comment(label), translate.comment(label)];

@@ -6,12 +6,21 @@
 //! each of four parts of what the addresses have in common. A packet meets O(log n) rules, and a change of one
 //! address changes one leaf. As long as there are few addresses, all is in `KUBE-SERVICES`, as in kube-proxy.
 //!
+//! Node ports are looked up the same way ([`Space::Ports`]): a port and its protocol are written as an address, and a
+//! part is a range of ports.
+//!
 //! The tree is a function of the addresses and of nothing else, so that the rules of an earlier run can be
 //! compared with those that are wanted.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU16,
+    sync::Arc,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use kubenet_core::model::Protocol;
 
 use crate::{
     names::Names,
@@ -20,11 +29,14 @@ use crate::{
 
 /// So many addresses share a chain.
 const LEAF: usize = 32;
+/// So many node ports do, most of which have a rule that marks, too.
+const LEAF_OF_PORTS: usize = 16;
 /// A chain divides by so many bits of the address.
 const BITS: u8 = 2;
-/// The kernel follows 16 jumps (`NFT_JUMP_STACK_SIZE`), and others are needed before and behind the tree. Only
-/// addresses that somebody chose to be awkward get there; the last chain then holds more than [`LEAF`].
-const DEPTH: u8 = 9;
+/// The kernel follows 16 jumps (`NFT_JUMP_STACK_SIZE`), and others are needed before the tree and up to 6 behind
+/// it. More than half a million addresses, or some that somebody chose to be awkward, get there; the last chain
+/// then holds more than [`LEAF`].
+const DEPTH: u8 = 7;
 
 /// The rules of each address, all of one family.
 pub(crate) type Leaves = BTreeMap<IpAddr, Arc<[Rule]>>;
@@ -33,9 +45,38 @@ pub(crate) type LeafEdits = BTreeMap<IpAddr, Option<Arc<[Rule]>>>;
 /// Chains of a tree, with their rules, or `None` for those that are to go.
 pub(crate) type TreeChanges = BTreeMap<ChainName, Option<Vec<Rule>>>;
 
+/// What a tree looks up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Space {
+    Addresses,
+    /// Protocols and ports, as [`of_port`] writes them.
+    Ports,
+}
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+/// The place of a port and its protocol in [`Space::Ports`]: the protocol stands in two bits before the port's, so
+/// that every part of a chain, which divides by two bits, is of one protocol.
+pub(crate) fn of_port(protocol: Protocol, port: NonZeroU16) -> IpAddr {
+    let protocol = PROTOCOLS.iter().zip(0u32..).find(|(p, _)| **p == protocol).map_or(0, |(_, n)| n);
+    Ipv4Addr::from(protocol << 16 | u32::from(port.get())).into()
+}
+
+/// The protocol and the ports of a part in [`Space::Ports`].
+fn ports_of(part: IpNet) -> (Option<Protocol>, (u16, u16)) {
+    let [first, last] = [part.network(), part.broadcast()].map(|address| match address {
+        IpAddr::V4(v4) => u32::from(v4),
+        IpAddr::V6(_) => 0,
+    });
+    let protocol = PROTOCOLS.get((first >> 16) as usize).copied();
+    let port = |place: u32| u16::try_from(place & 0xffff).unwrap_or(u16::MAX);
+    (protocol, (port(first), port(last)))
+}
+
 /// A tree of one table, below one chain.
 pub(crate) struct Tree<'a> {
     pub(crate) names: &'a Names,
+    pub(crate) space: Space,
     pub(crate) root: &'a ChainName,
     pub(crate) leaves: &'a Leaves,
     /// What counts in the place of `leaves`, where it says something.
@@ -129,7 +170,8 @@ impl Tree<'_> {
         let low = low.into_iter().chain(first).map(|(address, _)| address).min()?;
         let high = high.into_iter().chain(last).map(|(address, _)| address).max()?;
         let prefix = common_prefix(*low, *high)?;
-        let several = || self.kept(prefix).chain(self.edited(prefix)).nth(LEAF).is_some();
+        let most = if self.space == Space::Addresses { LEAF } else { LEAF_OF_PORTS };
+        let several = || self.kept(prefix).chain(self.edited(prefix)).nth(most).is_some();
         Some(Node { prefix, depth: region.depth, inner: region.depth < DEPTH && several() })
     }
 
@@ -143,7 +185,14 @@ impl Tree<'_> {
     }
 
     fn chain(&self, node: Node) -> ChainName {
-        if node.depth == 0 { self.root.clone() } else { self.names.part(node.prefix) }
+        match self.space {
+            _ if node.depth == 0 => self.root.clone(),
+            Space::Addresses => self.names.part(node.prefix),
+            Space::Ports => {
+                let (protocol, ports) = ports_of(node.prefix);
+                self.names.port_part(protocol.map_or("", Protocol::as_lower_str), ports)
+            }
+        }
     }
 
     fn rules(&self, node: Node) -> Vec<Rule> {
@@ -159,7 +208,16 @@ impl Tree<'_> {
     fn way(&self, node: Node, part: Node) -> Rule {
         let chain = self.chain(part);
         let target = if node.depth == 0 { Target::Jump(chain) } else { Target::Goto(chain) };
-        Rule { destination: Some(part.prefix), ..Rule::to(target) }
+        if self.space == Space::Addresses {
+            return Rule { destination: Some(part.prefix), ..Rule::to(target) };
+        }
+        let (protocol, (first, last)) = ports_of(part.prefix);
+        let rule = Rule { protocol, ..Rule::to(target) };
+        match (first, last) {
+            (0, u16::MAX) => rule,
+            _ if first == last => Rule { port: NonZeroU16::new(first), ..rule },
+            ports => Rule { ports: Some(ports), ..rule },
+        }
     }
 
     fn set(&self, node: Node, changes: &mut TreeChanges) {
@@ -201,16 +259,6 @@ impl Tree<'_> {
                 None => return Some(path),
             }
         }
-    }
-
-    /// The most rules that a packet can meet before it has met all of its address's own.
-    pub(crate) fn longest_walk(&self) -> usize {
-        fn below(tree: &Tree<'_>, node: Node) -> usize {
-            let parts = node.children().filter_map(|region| tree.node(region));
-            let deepest = parts.enumerate().map(|(i, part)| i + 1 + below(tree, part)).max();
-            deepest.unwrap_or_else(|| tree.rules(node).len())
-        }
-        self.top().map_or(0, |top| below(self, top))
     }
 }
 

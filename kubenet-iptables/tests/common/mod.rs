@@ -117,16 +117,21 @@ impl World {
     }
 
     /// A table that takes several transactions on the nf_tables variant: the Service, and many others, of which
-    /// these have one backend and the rest several.
+    /// so many have one backend, one has a thousand, and the rest several. A hundred have node ports.
     pub fn large(&self, revision: u64, pods: &[&str], single: usize) -> Arc<RouteTable> {
-        let many = (0..1_500_usize).map(|i| {
+        let many = (0..1_100_usize).flat_map(|i| {
             let [high, low] = u16::try_from(i).unwrap().to_be_bytes();
             let frontend = Frontend::ip([10, 97, high, low].into(), port(80), Protocol::Tcp);
             let name = ServicePortName { service: format!("s{i}").into(), ..name() };
             let backend = |n| Backend::new([10, 245, high, low].into(), port(n), false);
             let ports = if i < single { 1..2 } else { 1..4 };
+            let ports = if i == 1_099 { 1..1_001 } else { ports };
             let target = Target { backends: ports.map(backend).collect(), when_empty: WhenEmpty::Drop };
-            Route::new(frontend, FrontendKind::ClusterIp, name, target, Masquerade::NEVER)
+            let mut route = Route::new(frontend, FrontendKind::ClusterIp, name, target, Masquerade::NEVER);
+            let cluster_ip = route.clone();
+            route.frontend = Frontend::node_port(IpFamily::V4, port(31_000 + u16::from(low)), Protocol::Tcp);
+            route.kind = FrontendKind::NodePort;
+            [Some(cluster_ip), (i < 100).then_some(route)].into_iter().flatten()
         });
         self.table(revision, self.service(pods).into_iter().chain(many).collect())
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use kubenet_core::route::SourceRanges;
+use kubenet_core::route::{FrontendAddress, SourceRanges};
 
 use super::*;
 use crate::rule::{ChainName, Interface};
@@ -74,6 +74,7 @@ fn matches(rule: &Rule, packet: &Packet) -> bool {
         && rule.destination.is_none_or(|net| net.contains(&packet.to.ip()))
         && rule.protocol.is_none_or(|protocol| protocol == packet.protocol)
         && rule.port.is_none_or(|port| port.get() == packet.to.port())
+        && rule.ports.is_none_or(|(first, last)| (first..=last).contains(&packet.to.port()))
         && (!rule.source_is_local || packet.source_is_local)
         && rule.interface.as_ref().is_none_or(|interface| match interface {
             Interface::Named(name) => **name == *packet.interface,
