@@ -40,22 +40,41 @@ impl Expectation {
             return Verdict::Pass;
         }
         let own = self.is_own(dialled);
+        let unbound = own.filter(|_| dialled.from.is_loopback() && !dialled.to.is_loopback());
         let mut flow = dialled.flow();
-        if let (Kind::Ebpf, Some(first)) = (self.kind, own) {
-            flow.source.set_ip(first);
+        match (self.kind, own) {
+            (Kind::Ebpf, Some(first)) => flow.source.set_ip(first),
+            (Kind::Iptables(_), Some(_)) => flow.source.set_ip(self.source(unbound, dialled, dialled.to)),
+            (_, None) => {}
         }
         let mut verdict = self.reference.route(&flow);
         if let Verdict::Forward(choices) = &mut verdict {
             match self.kind {
-                Kind::Ebpf if own.is_some() => at_socket(dialled, choices),
+                Kind::Ebpf if own.is_some() => {
+                    for choice in choices {
+                        let source = self.source(unbound, dialled, choice.backend.address);
+                        choice.masquerade &= choice.sees == source;
+                        choice.sees = source;
+                    }
+                }
                 Kind::Ebpf => {}
-                Kind::Iptables(_) => self.by_rules(dialled, own.is_some(), choices),
+                Kind::Iptables(_) => self.by_rules(flow.source.ip(), own.is_some(), choices),
             }
         }
         verdict
     }
 
-    /// The first address of the node, if the flow is the node's own.
+    /// The address with which a flow of the node leaves: the socket's, or for one that is bound to none the node's
+    /// first, unless it goes to another of the node's.
+    fn source(&self, unbound: Option<IpAddr>, dialled: &Dialled, to: IpAddr) -> IpAddr {
+        match unbound {
+            None => dialled.from,
+            Some(_) if self.node.addresses.contains(&to) => to,
+            Some(first) => first,
+        }
+    }
+
+    /// The first address of the node, if the flow is the node's own: of a socket that is bound to none, too.
     fn is_own(&self, dialled: &Dialled) -> Option<IpAddr> {
         let own = self.node.origin(dialled.from, None) == Origin::Node;
         own.then(|| self.node.primary_address(IpFamily::of(dialled.from))).flatten()
@@ -63,15 +82,15 @@ impl Expectation {
 
     /// Netfilter masquerades what leaves the node, and a rule keeps a backend that is elsewhere from itself (see
     /// the limitations of that datapath).
-    fn by_rules(&self, dialled: &Dialled, own: bool, choices: &mut Vec<Choice>) {
+    fn by_rules(&self, from: IpAddr, own: bool, choices: &mut Vec<Choice>) {
         let last = choices.last().map(|choice| choice.backend);
         choices.retain(|Choice { backend, .. }| {
-            backend.address != dialled.from || backend.local || Some(*backend) == last
+            backend.address != from || backend.local || Some(*backend) == last
         });
         for choice in choices {
             if !own && self.node.addresses.contains(&choice.backend.address) {
                 choice.masquerade = false;
-                choice.sees = dialled.from;
+                choice.sees = from;
             }
         }
     }
@@ -86,13 +105,5 @@ impl Expectation {
                 reached.masquerade |= reached.sees.iter().all(|address| *address == first);
             }
         }
-    }
-}
-
-/// The flow leaves with the address that its socket has.
-fn at_socket(dialled: &Dialled, choices: &mut [Choice]) {
-    for choice in choices {
-        choice.masquerade &= choice.sees == dialled.from;
-        choice.sees = dialled.from;
     }
 }

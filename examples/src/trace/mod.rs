@@ -3,7 +3,8 @@
 //! [`observe`] builds a node of two network namespaces for whatever addresses there are, starts the datapath
 //! on it, and sends the first packet of many connections of each flow: from a pod of the node, from the node's
 //! own sockets, or from the world outside. Nobody answers. Where a packet arrives, and from whom, is seen at
-//! the far ends and by raw sockets of the node.
+//! the far ends and by raw sockets of the node. A client with a loopback address is a process of the node that
+//! is bound to no address, unless it dials loopback.
 //!
 //! | seen | means |
 //! |---|---|

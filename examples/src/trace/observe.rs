@@ -10,7 +10,7 @@ use futures::executor::block_on;
 use ipnet::IpNet;
 use kubenet_core::{
     datapath::{Capabilities, Close, Datapath},
-    route::{Frontend, FrontendAddress, Route, RouteDelta, RouteTable},
+    route::{Frontend, FrontendAddress, NodeRouting, Origin, Route, RouteDelta, RouteTable},
 };
 use kubenet_testkit::memory::Verdict;
 
@@ -25,9 +25,6 @@ use super::{
 
 /// What is used of a client's ports on one stage, so that no port is used twice.
 const PORTS: u64 = 60_000;
-
-/// Connections that show whether a client stays with its backend.
-const STAYING: u32 = 12;
 
 /// What a datapath of the kernel did with flows.
 #[derive(Clone, Debug)]
@@ -69,7 +66,7 @@ pub fn observe(
         block_on(datapath.close(Close::Remove))?;
         Ok::<_, TraceError>(observed)
     };
-    let mut chunks = chunks(flows, samples).into_iter();
+    let mut chunks = chunks(table.node(), flows, samples).into_iter();
     // Without flows it is still seen which routes are refused.
     let mut all = ask(chunks.next().unwrap_or_default())?;
     for chunk in chunks {
@@ -80,18 +77,20 @@ pub fn observe(
     Ok(all)
 }
 
-/// Parts of the flows for which each client's ports suffice.
-fn chunks(flows: &[Dialled], samples: u32) -> Vec<&[Dialled]> {
+/// Parts of the flows for which each client's ports suffice. The node is one client.
+fn chunks<'a>(node: &NodeRouting, flows: &'a [Dialled], samples: u32) -> Vec<&'a [Dialled]> {
     let most = (PORTS / u64::from(samples.max(1))).max(1);
     let mut chunks = Vec::new();
     let (mut begin, mut used) = (0, HashMap::new());
     for (i, flow) in flows.iter().enumerate() {
-        let count: &mut u64 = used.entry((flow.from, flow.protocol)).or_default();
+        let client = Some(flow.from).filter(|from| node.origin(*from, None) != Origin::Node);
+        let client = (client, flow.protocol);
+        let count: &mut u64 = used.entry(client).or_default();
         *count += 1;
         if *count > most {
             chunks.push(&flows[begin..i]);
             begin = i;
-            used = HashMap::from([((flow.from, flow.protocol), 1)]);
+            used = HashMap::from([(client, 1)]);
         }
     }
     chunks.push(&flows[begin..]);
@@ -128,8 +127,10 @@ pub fn observe_on(
         let mut sampler = Sampler::new(stage, marker)?;
         let mut stays = Vec::new();
         if !sticky.is_empty() {
-            let few = |i: &usize| Asked { pace: Pace::fixed(STAYING), ..asked[*i].clone() };
-            stays = sampler.run(&sticky.iter().map(few).collect::<Vec<_>>())?;
+            // In one go: the client's flows to other frontends of the Service port share its choice, and may have
+            // to choose again where their backends are others.
+            let once = |i: &usize| Asked { pace: Pace::one_round(), ..asked[*i].clone() };
+            stays = sampler.run(&sticky.iter().map(once).collect::<Vec<_>>())?;
             forget_affinity(datapath, table, &refused)?;
         }
         let mut seen = sampler.run(&asked)?;
@@ -208,11 +209,16 @@ mod tests {
     #[test]
     fn a_stage_has_ports_for_all_of_its_flows() {
         let flows: Vec<_> = (0..10).map(|n| flow(if n < 7 { "10.0.0.1" } else { "10.0.0.2" })).collect();
-        let lengths = |samples| chunks(&flows, samples).iter().map(|c| c.len()).collect::<Vec<_>>();
-        assert_eq!(lengths(64), [10]);
-        assert_eq!(lengths(20_000), [3, 3, 4]);
-        assert_eq!(lengths(1_000_000), [1, 1, 1, 1, 1, 1, 2, 1, 1]);
-        assert_eq!(chunks(&[], 64), [&[][..]]);
+        let mut node = NodeRouting::default();
+        let lengths = |node: &NodeRouting, samples| {
+            chunks(node, &flows, samples).iter().map(|c| c.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(&node, 64), [10]);
+        assert_eq!(lengths(&node, 20_000), [3, 3, 4]);
+        assert_eq!(lengths(&node, 1_000_000), [1, 1, 1, 1, 1, 1, 2, 1, 1]);
+        assert_eq!(chunks(&node, &[], 64), [&[][..]]);
+        node.addresses = vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        assert_eq!(lengths(&node, 1_000_000), [1; 10]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use kubenet_core::model::Protocol;
@@ -21,43 +21,59 @@ pub(super) fn next_segment_size(last: u16) -> u16 {
 }
 
 /// Begins a connection and forgets it. What becomes of its packet is seen elsewhere; an error means that there
-/// was none, or that the client was told.
+/// was none, or that the client was told. Loopback stands for a process that is bound to no address, unless it
+/// dials loopback; `client` becomes what the kernel chose.
 ///
 /// # Errors
 /// [`io::ErrorKind::AddrInUse`] when the client's port is taken, and what the socket said.
 pub(super) fn dial(
-    client: SocketAddr,
+    client: &mut SocketAddr,
     to: SocketAddr,
     protocol: Protocol,
     mark: u32,
     segment_size: u16,
 ) -> io::Result<()> {
+    let mut bound = *client;
+    if bound.ip().is_loopback() && !to.ip().is_loopback() {
+        bound.set_ip(match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        });
+    }
+    let mut chosen = |socket: &Socket| {
+        if let Some(address) = socket.local_addr()?.as_socket() {
+            client.set_ip(address.ip());
+        }
+        Ok::<_, io::Error>(())
+    };
     let domain = Domain::for_address(to);
     match protocol {
         Protocol::Tcp => {
             let socket = Socket::new(domain, Type::STREAM, None)?;
             socket.set_nonblocking(true)?;
             socket.set_tcp_mss(segment_size.into())?;
-            socket.bind(&client.into())?;
+            socket.bind(&bound.into())?;
             match socket.connect(&to.into()) {
-                Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
-                other => other,
+                Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
+                _ => chosen(&socket),
             }
         }
         Protocol::Udp => {
             let socket = Socket::new(domain, Type::DGRAM, None)?;
             socket.set_nonblocking(true)?;
-            socket.bind(&client.into())?;
+            socket.bind(&bound.into())?;
             socket.connect(&to.into())?;
+            chosen(&socket)?;
             socket.send(&frame::datagram(mark)).map(drop)
         }
         // Without the kernel's help, which it may not have.
         Protocol::Sctp => {
             let number = socket2::Protocol::from(libc::IPPROTO_SCTP);
             let socket = Socket::new(domain, Type::RAW, Some(number))?;
-            socket.bind(&portless(client.ip()).into())?;
-            let packet = frame::sctp_init(client.port(), to.port(), mark);
-            socket.send_to(&packet, &portless(to.ip()).into()).map(drop)
+            socket.bind(&portless(bound.ip()).into())?;
+            socket.connect(&portless(to.ip()).into())?;
+            chosen(&socket)?;
+            socket.send(&frame::sctp_init(bound.port(), to.port(), mark)).map(drop)
         }
     }
 }

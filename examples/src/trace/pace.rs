@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::seen::Seen;
 
-/// What does not reach a backend is tried so often: it does not depend on which one is picked.
-const ENOUGH_WITHOUT: u32 = 8;
-/// Connections in one round.
+/// Connections in the first round, one after the other. What then did not reach a backend is tried no more: it
+/// does not depend on which one is picked.
+const FIRST_ROUND: u32 = 8;
+/// Connections in each of the others.
 const ROUND: u32 = 32;
 /// For each backend that was seen, and for one that was not: had it a share like theirs, it would have shown.
 const FOR_EACH_BACKEND: u32 = 8;
@@ -38,9 +39,9 @@ impl Pace {
         Self { samples, until_all: (until_all.ceil() as u32).min(MOST) }
     }
 
-    /// A few connections, and no more.
-    pub(super) const fn fixed(samples: u32) -> Self {
-        Self { samples, until_all: 0 }
+    /// One round, and no more.
+    pub(super) const fn one_round() -> Self {
+        Self { samples: FIRST_ROUND, until_all: 0 }
     }
 
     /// How many connections to try next, after what was seen. 0 when that is enough.
@@ -48,7 +49,7 @@ impl Pace {
         let done = seen.connections();
         let missing = allowed.iter().any(|backend| !seen.reached.contains_key(backend));
         let enough = if seen.reached.is_empty() {
-            self.samples.min(ENOUGH_WITHOUT)
+            self.samples.min(FIRST_ROUND)
         } else if missing {
             self.samples.max(self.until_all)
         } else if seen.is_mixed() {
@@ -57,7 +58,7 @@ impl Pace {
             let backends = u32::try_from(seen.reached.len()).unwrap_or(u32::MAX);
             self.samples.min(FOR_EACH_BACKEND.saturating_mul(backends.saturating_add(1)))
         };
-        let round = if done == 0 { ENOUGH_WITHOUT } else { ROUND };
+        let round = if done == 0 { FIRST_ROUND } else { ROUND };
         enough.saturating_sub(done).min(round)
     }
 }

@@ -81,7 +81,7 @@ pub(super) struct Sampler<'a> {
     stage: &'a Stage,
     mouths: Mouths,
     ears: Ears,
-    ports: HashMap<(IpAddr, Protocol), u16>,
+    ports: HashMap<(Option<IpAddr>, Protocol, bool), u16>,
     mark: u32,
     segment_size: u16,
     marker: (SocketAddr, SocketAddr),
@@ -143,8 +143,9 @@ impl<'a> Sampler<'a> {
         }
         self.settle(&mut batch)?;
         for shot in batch.shots {
-            let own = self.stage.places().home(shot.client.ip()) == Home::Node;
-            note(&mut seen[shot.asked], &asked[shot.asked], &shot, own);
+            let (asked, seen) = (&asked[shot.asked], &mut seen[shot.asked]);
+            let own = self.stage.places().home(asked.dialled.from) == Home::Node;
+            note(seen, asked, &shot, own);
         }
         Ok(())
     }
@@ -160,7 +161,7 @@ impl<'a> Sampler<'a> {
                 // Where the port is taken by somebody, the next one does.
                 for _ in 0..PORTS.len() {
                     self.segment_size = own::next_segment_size(self.segment_size);
-                    match own::dial(client, to, flow.protocol, self.mark, self.segment_size) {
+                    match own::dial(&mut client, to, flow.protocol, self.mark, self.segment_size) {
                         Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
                             client.set_port(self.port(flow));
                         }
@@ -205,9 +206,11 @@ impl<'a> Sampler<'a> {
         sent.map_err(|e| TraceError::io("send a frame", e))
     }
 
-    /// A port that this client has not used, as long as there are any.
+    /// A port that this client has not used, as long as there are any. All addresses of the node are one client.
     fn port(&mut self, flow: &Dialled) -> u16 {
-        let next = self.ports.entry((flow.from, flow.protocol)).or_insert(*PORTS.start());
+        let node = self.stage.places().home(flow.from) == Home::Node;
+        let client = Some(flow.from).filter(|_| !node);
+        let next = self.ports.entry((client, flow.protocol, flow.from.is_ipv4())).or_insert(*PORTS.start());
         let port = *next;
         *next = if port == *PORTS.end() { *PORTS.start() } else { port + 1 };
         port

@@ -122,14 +122,15 @@ impl Stage {
             );
             let _ = writeln!(far_end, "link set {other} up");
         }
-        // To masquerade, the kernel takes the first in IPv4, and the latest in IPv6 where nothing speaks for
-        // another.
+        // What the node sends in its own name, and what is masqueraded, comes from the first of each family: in
+        // IPv6, where the kernel would compare prefixes, because it does not like the others.
         let of_family = |v4: bool| self.places.node().iter().filter(move |address| address.is_ipv4() == v4);
         for address in of_family(true) {
             let _ = writeln!(here, "addr add {address}/32 dev {EXTERNAL}");
         }
-        for address in of_family(false).rev().filter(|_| ipv6) {
-            let _ = writeln!(here, "addr add {address}/128 dev {EXTERNAL} nodad");
+        for (n, address) in of_family(false).filter(|_| ipv6).enumerate() {
+            let liked = if n == 0 { "forever" } else { "0" };
+            let _ = writeln!(here, "addr add {address}/128 dev {EXTERNAL} nodad preferred_lft {liked}");
         }
         if !self.places.node().iter().any(IpAddr::is_ipv4) {
             let _ = writeln!(here, "addr add {NAMELESS_V4}/32 dev {EXTERNAL} scope link");

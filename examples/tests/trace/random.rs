@@ -156,7 +156,8 @@ impl Random {
     fn client(&self, random: &mut Rng, family: usize) -> String {
         let ours: Vec<_> = self.addresses.iter().filter(|a| a.contains(':') == (family != V4)).collect();
         match random.u32(0..10) {
-            0..=1 => (*ours[0]).to_owned(),
+            0 => (*ours[0]).to_owned(),
+            1 => ["127.0.0.1", "::1"][family].to_owned(),
             2 => (*ours[random.usize(0..ours.len())]).to_owned(),
             3..=5 => pod(random, family, 0),
             6 => pod(random, family, 1),
