@@ -107,13 +107,14 @@ fn killed_between_any_two_changes_of_a_start_the_next_one_starts() {
         for adopts in [false, true] {
             let mut calls = 0;
             let begin = Instant::now();
+            if adopts {
+                let datapath = plan.datapath();
+                replace(&datapath, &plan.table(1, plan.web(&["here", "there"])));
+                block_on(datapath.close(Close::Keep)).unwrap();
+            }
             loop {
-                let mut known = adopts.then(|| {
-                    let datapath = plan.datapath();
-                    replace(&datapath, &plan.table(1, plan.web(&["here", "there"])));
-                    block_on(datapath.close(Close::Keep)).unwrap();
-                    CLIENTS.map(|client| lab.connect(place(client), target(&lab, client), SOON).unwrap())
-                });
+                let open = |client| lab.connect(place(client), target(&lab, client), SOON).unwrap();
+                let mut known = adopts.then(|| CLIENTS.map(open));
                 let mut process = plan.spawn("start");
                 let thread = process.wait_for("thread").parse().unwrap();
                 let id = process.id();
@@ -132,6 +133,7 @@ fn killed_between_any_two_changes_of_a_start_the_next_one_starts() {
                 assert!(block_on(datapath.drift(&table)).unwrap().is_none());
                 serves(&lab, calls);
                 if adopts {
+                    replace(&datapath, &plan.table(1, plan.web(&["here", "there"])));
                     block_on(datapath.close(Close::Keep)).unwrap();
                 } else {
                     block_on(datapath.close(Close::Remove)).unwrap();

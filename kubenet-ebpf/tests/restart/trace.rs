@@ -19,8 +19,18 @@ pub(crate) enum End {
     Finished(usize),
 }
 
+/// Whether a message to netlink is more than a question.
+fn is_change_of_filters(at: Pid, message: u64) -> bool {
+    const RTM_NEWQDISC: u16 = 36;
+    const RTM_NEWTFILTER: u16 = 44;
+    const RTM_DELTFILTER: u16 = 45;
+    // The kind is in the second half of the first word.
+    let [_, _, _, _, low, high, ..] = ptrace::read(at, message as *mut libc::c_void).unwrap().to_ne_bytes();
+    matches!(u16::from_ne_bytes([low, high]), RTM_NEWQDISC | RTM_NEWTFILTER | RTM_DELTFILTER)
+}
+
 /// Calls that change something which outlives the process.
-fn changes(number: u64, arguments: [u64; 6]) -> bool {
+fn changes(at: Pid, number: u64, arguments: [u64; 6]) -> bool {
     const UPDATE_ELEM: u64 = 2;
     const DELETE_ELEM: u64 = 3;
     const OBJ_PIN: u64 = 6;
@@ -33,8 +43,7 @@ fn changes(number: u64, arguments: [u64; 6]) -> bool {
         libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => true,
         libc::SYS_unlink | libc::SYS_unlinkat | libc::SYS_rmdir => true,
         libc::SYS_mkdir | libc::SYS_mkdirat => true,
-        // To netlink.
-        libc::SYS_sendto | libc::SYS_sendmsg => true,
+        libc::SYS_sendto => is_change_of_filters(at, arguments[1]),
         _ => false,
     }
 }
@@ -69,7 +78,7 @@ pub(crate) fn kill_before(
                 if info.op == PTRACE_SYSCALL_INFO_ENTRY {
                     // SAFETY: the kernel says that it filled this one.
                     let entry = unsafe { info.u.entry };
-                    if all || changes(entry.nr, entry.args) {
+                    if all || changes(at, entry.nr, entry.args) {
                         if seen == call {
                             kill(process, Signal::SIGKILL).unwrap();
                             continue;
