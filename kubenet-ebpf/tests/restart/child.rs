@@ -11,7 +11,7 @@ use std::{
 
 use futures::executor::block_on;
 use kubenet_core::{
-    datapath::Datapath,
+    datapath::{Close, Datapath},
     model::{Affinity, Algorithm, LocalDetector, Protocol},
     route::{
         Backend, BackendState, Frontend, FrontendKind, Masquerade, NodeRouting, Revision, Route, RouteTable,
@@ -290,6 +290,15 @@ fn a_process_that_is_killed() {
             say("ready");
             listen();
             block_on(datapath.apply(Arc::new(before.diff(&after)))).unwrap();
+            say("done");
+            end();
+        }
+        "remove" => {
+            let datapath = plan.datapath();
+            replace(&datapath, &plan.table(1, plan.web(&["here"])));
+            say("ready");
+            listen();
+            block_on(datapath.close(Close::Remove)).unwrap();
             say("done");
             end();
         }

@@ -153,6 +153,38 @@ fn killed_between_any_two_changes_of_a_start_the_next_one_starts() {
     }
 }
 
+#[test]
+fn killed_between_any_two_changes_of_a_removal_the_next_one_starts() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    for mode in modes() {
+        let plan = Plan::new(&lab, &bpffs.pin_dir(), mode);
+        let mut calls = 0;
+        loop {
+            let mut process = plan.spawn("remove");
+            process.wait_for("ready");
+            let (id, thread) = (process.id(), worker(process.id()));
+            let Some(end) = kill_before(id, thread, calls, false, || process.tell("go")) else {
+                return skip("tracing is not allowed here");
+            };
+            let datapath = plan.datapath();
+            let table = plan.table(1, plan.web(&["there"]));
+            replace(&datapath, &table);
+            assert!(block_on(datapath.drift(&table)).unwrap().is_none());
+            serves(&lab, calls);
+            block_on(datapath.close(Close::Remove)).unwrap();
+            assert_eq!(bpffs.tree(), Vec::<std::path::PathBuf>::new());
+            assert_eq!(attached(&lab), Vec::<String>::new());
+            if let End::Finished(all) = end {
+                eprintln!("{mode:?}: {all} changes");
+                assert!(all > 30, "{all}");
+                break;
+            }
+            // Most of them remove maps that nobody uses any more.
+            calls += 3;
+        }
+    }
+}
+
 fn serves(lab: &Lab, calls: usize) {
     for client in CLIENTS {
         let answer = lab.http_get(place(client), target(lab, client), SOON);
