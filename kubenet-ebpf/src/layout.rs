@@ -180,6 +180,25 @@ pub(crate) struct Hop<A> {
     pub(crate) mtu: u32,
 }
 
+/// `struct affinity_key4` and `affinity_key6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct AffinityKey<A> {
+    /// [`Service::affinity`].
+    pub(crate) affinity: u32,
+    pub(crate) addr: A,
+}
+
+/// `struct affinity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Choice {
+    pub(crate) backend: u32,
+    pub(crate) generation: u32,
+    /// Of the coarse monotonic clock, in nanoseconds.
+    pub(crate) last_new: u64,
+}
+
 /// `struct source_range4` and `source_range6`, without the length of the prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -304,6 +323,8 @@ unsafe impl Pod for Service {}
 unsafe impl<A: Address> Pod for Backend<A> {}
 unsafe impl<A: Address> Pod for Tuple<A> {}
 unsafe impl<A: Address> Pod for Conntrack<A> {}
+unsafe impl<A: Address> Pod for AffinityKey<A> {}
+unsafe impl Pod for Choice {}
 unsafe impl<A: Address> Pod for SourceRange<A> {}
 unsafe impl Pod for Config {}
 unsafe impl Pod for ServiceName {}
@@ -322,6 +343,9 @@ const _: () = {
     assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
     assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4 + 3 * 4);
     assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4 + 2 * 4 + 16);
+    assert!(size_of::<AffinityKey<Addr4>>() == 4 + 4);
+    assert!(size_of::<AffinityKey<Addr6>>() == 4 + 16);
+    assert!(size_of::<Choice>() == 2 * 4 + 8);
     assert!(size_of::<SourceRange<Addr4>>() == 4 + 4);
     assert!(size_of::<SourceRange<Addr6>>() == 4 + 16);
     assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2);

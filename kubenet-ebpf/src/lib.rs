@@ -25,8 +25,29 @@
 //! - Linux 5.10; 5.14 for [`EbpfBuilder::cgroup`]. From 6.6 on, programs attach by TCX links; before, by the
 //!   `clsact` queueing discipline, which stays on the interface. [`probe()`] says what this machine has.
 //! - `CAP_BPF`, `CAP_PERFMON` and `CAP_NET_ADMIN`, and `CAP_SYS_ADMIN` for [`EbpfBuilder::network_namespace`].
+//! - A BPF file system where it pins, as most machines have at `/sys/fs/bpf`.
 //! - A node that forwards: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding` are 1, and there are routes
 //!   to the pods.
+//!
+//! # Restarts and upgrades
+//! With [`EbpfBuilder::pin_dir`], maps and links are pinned in a BPF file system, and the kernel goes on forwarding
+//! when the process ends, is killed or is upgraded. The next one with that directory:
+//! - takes its lock, or says that another datapath has it;
+//! - compares each map with what it needs, and refuses another layout, size or shape by name;
+//! - rebuilds from the maps what was programmed, connections and clients of affinity with it, also where the last
+//!   process ended in the middle of an update;
+//! - puts its programs in the place of the old ones with the first `replace`, so that each packet meets one or the
+//!   other, and changes what differs. What then serves nobody goes, and nothing before.
+//!
+//! Another layout is never migrated: [`remove_pins`] ends what it forwards. [`Inspector`] looks into what is pinned,
+//! from any process.
+//!
+//! ```no_run
+//! use kubenet_ebpf::{DEFAULT_PIN_DIR, EbpfDatapath};
+//!
+//! let datapath = EbpfDatapath::builder().external_interface("eth0").pin_dir(DEFAULT_PIN_DIR).build()?;
+//! # Ok::<(), kubenet_core::datapath::DatapathError>(())
+//! ```
 //!
 //! No clang is needed: the programs are built beforehand and embedded. Elsewhere than on Linux the crate
 //! compiles, and [`EbpfBuilder::build`] says [`Unsupported`](kubenet_core::datapath::ErrorKind::Unsupported).
@@ -36,6 +57,7 @@
 mod builder;
 mod datapath;
 mod error;
+mod inspect;
 mod metrics;
 mod probe;
 
@@ -79,5 +101,6 @@ use unsupported as engine;
 
 pub use builder::{AttachMode, DEFAULT_PIN_DIR, EbpfBuilder, MapSizes};
 pub use datapath::{EbpfDatapath, remove_pins};
+pub use inspect::{BackendEntry, Connection, Inspector, StickyClient};
 pub use metrics::{Metric, Metrics};
 pub use probe::{Probe, probe};

@@ -7,12 +7,46 @@ use kubenet_core::{
     route::{RouteDelta, RouteTable},
 };
 
-use crate::{EbpfBuilder, Metrics, Probe, error::error};
+use crate::{BackendEntry, Connection, EbpfBuilder, Metrics, Probe, StickyClient, error::error};
 
 pub(crate) enum Engine {}
 
 fn unsupported<T>(operation: &'static str) -> Result<T, DatapathError> {
     Err(error(operation, ErrorKind::Unsupported, "eBPF needs Linux: choose another datapath on this system"))
+}
+
+/// There is nothing to look into.
+#[derive(Debug)]
+pub(crate) enum Inspection {}
+
+impl Inspection {
+    pub(crate) fn open(_: &Path) -> Result<Self, DatapathError> {
+        unsupported("inspect")
+    }
+
+    pub(crate) fn table(&self) -> Result<RouteTable, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn backends(&self) -> Vec<BackendEntry> {
+        match *self {}
+    }
+
+    pub(crate) fn connections(&self) -> Result<Vec<Connection>, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn clients(&self) -> Result<Vec<StickyClient>, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn metrics(&self) -> Result<Metrics, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        match *self {}
+    }
 }
 
 /// There is nothing to pin.

@@ -1,6 +1,6 @@
 //! The maps, typed.
 
-use std::{collections::HashSet, io, net::IpAddr, num::NonZeroU16, os::fd::AsFd};
+use std::{collections::HashSet, io, net::IpAddr, num::NonZeroU16, os::fd::AsFd, path::Path};
 
 use aya::{
     Ebpf, Pod,
@@ -14,7 +14,7 @@ use kubenet_core::{
 };
 use nix::errno::Errno;
 
-use super::{membarrier, mmap::Mapped, sys};
+use super::{mmap::Mapped, sys};
 use crate::{
     decode::{Arrays, Entry, Snapshot},
     error::{caused, error},
@@ -23,7 +23,6 @@ use crate::{
         self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
         Conntrack, Service, ServiceKey, ServiceName, SocketKey, SocketPeer, SourceRange, Tuple,
     },
-    program::Tables,
     state::StaleFlows,
 };
 
@@ -34,7 +33,7 @@ pub(crate) struct Maps {
     pub(crate) slots: Mapped<u32>,
     pub(crate) config: Mapped<Config>,
     pub(crate) loopback: LpmTrie<MapData, Addr4, u32>,
-    names: HashMap<MapData, u32, ServiceName>,
+    pub(super) names: HashMap<MapData, u32, ServiceName>,
     metrics: PerCpuArray<MapData, u64>,
     /// What is going on, for errors.
     pub(crate) operation: &'static str,
@@ -42,30 +41,32 @@ pub(crate) struct Maps {
 
 /// The maps of one address family.
 pub(crate) struct FamilyMaps<A: Address> {
-    services: HashMap<MapData, ServiceKey<A>, Service>,
-    cluster_ips: HashMap<MapData, A, u32>,
+    pub(super) services: HashMap<MapData, ServiceKey<A>, Service>,
+    pub(super) cluster_ips: HashMap<MapData, A, u32>,
     pub(crate) backends: Mapped<layout::Backend<A>>,
     pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
     pub(crate) node_addrs: HashMap<MapData, A, u32>,
     pub(crate) pod_cidrs: LpmTrie<MapData, A, u32>,
-    source_ranges: LpmTrie<MapData, SourceRange<A>, u32>,
-    socket_peers: HashMap<MapData, A::SocketKey, SocketPeer<A>>,
+    pub(super) source_ranges: LpmTrie<MapData, SourceRange<A>, u32>,
+    pub(super) socket_peers: HashMap<MapData, A::SocketKey, SocketPeer<A>>,
 }
 
 /// Word of `struct config` with the flags.
 const CONFIG_FLAGS_WORD: usize = 1;
 
-/// Takes a map out of the loaded object.
+/// Where maps come from, by their names.
+type Source<'a> = &'a mut dyn FnMut(&str) -> Option<Map>;
+
+/// Takes a map out of the loaded object, or out of a directory.
 fn take<T, E: Into<MapError>>(
-    ebpf: &mut Ebpf,
+    source: Source<'_>,
     name: &str,
     make: impl FnOnce(Map) -> Result<T, E>,
 ) -> Result<T, DatapathError> {
-    let map = ebpf
-        .take_map(name)
-        .ok_or_else(|| error("build", ErrorKind::Internal, format!("the object has no map {name}")))?;
+    let map =
+        source(name).ok_or_else(|| error("build", ErrorKind::Internal, format!("there is no map {name}")))?;
     make(map).map_err(|e| {
-        let message = format!("map {name} of the object has not the layout that this library expects");
+        let message = format!("map {name} has not the layout that this library expects");
         caused("build", ErrorKind::Internal, message, e.into())
     })
 }
@@ -78,21 +79,21 @@ pub(super) fn mapped<V: Pod>(map: Map) -> Result<Mapped<V>, MapError> {
 }
 
 impl<A: Address> FamilyMaps<A> {
-    fn take(ebpf: &mut Ebpf, family: char) -> Result<Self, DatapathError> {
+    fn take(source: Source<'_>, family: char) -> Result<Self, DatapathError> {
         let name = |base: &str| format!("{base}{family}");
         Ok(Self {
-            services: take(ebpf, &name("services"), HashMap::try_from)?,
-            cluster_ips: take(ebpf, &name("cluster_ips"), HashMap::try_from)?,
-            backends: take(ebpf, &name("backends"), mapped)?,
-            conntrack: take(ebpf, &name("conntrack"), HashMap::try_from)?,
-            node_addrs: take(ebpf, &name("node_addrs"), HashMap::try_from)?,
-            pod_cidrs: take(ebpf, &name("pod_cidrs"), LpmTrie::try_from)?,
-            source_ranges: take(ebpf, &name("source_ranges"), LpmTrie::try_from)?,
-            socket_peers: take(ebpf, &name("socket_peers"), HashMap::try_from)?,
+            services: take(source, &name("services"), HashMap::try_from)?,
+            cluster_ips: take(source, &name("cluster_ips"), HashMap::try_from)?,
+            backends: take(source, &name("backends"), mapped)?,
+            conntrack: take(source, &name("conntrack"), HashMap::try_from)?,
+            node_addrs: take(source, &name("node_addrs"), HashMap::try_from)?,
+            pod_cidrs: take(source, &name("pod_cidrs"), LpmTrie::try_from)?,
+            source_ranges: take(source, &name("source_ranges"), LpmTrie::try_from)?,
+            socket_peers: take(source, &name("socket_peers"), HashMap::try_from)?,
         })
     }
 
-    fn write_backend(&self, handle: Handle, addr: A, backend: &Backend) {
+    pub(super) fn write_backend(&self, handle: Handle, addr: A, backend: &Backend) {
         let mut flags = BACKEND_ALIVE;
         if backend.local {
             flags |= BACKEND_LOCAL;
@@ -111,7 +112,7 @@ impl<A: Address> FamilyMaps<A> {
         debug_assert!(stored, "backend id {id} is not an index of the map");
     }
 
-    fn kill_backend(&self, id: u32) {
+    pub(super) fn kill_backend(&self, id: u32) {
         if let Some(mut entry) = self.backends.load(id) {
             entry.flags &= !BACKEND_ALIVE;
             self.store_backend(id, &entry);
@@ -152,11 +153,11 @@ impl<A: Address> FamilyMaps<A> {
         sockets.iter().try_for_each(|key| deleted(self.socket_peers.remove(key)))
     }
 
-    fn write_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
+    pub(super) fn write_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
         self.source_ranges.insert(&source_key(service, addr, prefix_len), 1, 0)
     }
 
-    fn remove_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
+    pub(super) fn remove_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
         deleted(self.source_ranges.remove(&source_key(service, addr, prefix_len)))
     }
 
@@ -181,14 +182,23 @@ impl<A: Address> FamilyMaps<A> {
 impl Maps {
     /// Takes the maps out of the loaded object.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Self::from(&mut |name| ebpf.take_map(name))
+    }
+
+    /// Opens maps that are pinned.
+    pub(crate) fn open(directory: &Path) -> Result<Self, DatapathError> {
+        Self::from(&mut |name| MapData::from_pin(directory.join(name)).and_then(Map::from_map_data).ok())
+    }
+
+    fn from(source: Source<'_>) -> Result<Self, DatapathError> {
         Ok(Self {
-            v4: FamilyMaps::take(ebpf, '4')?,
-            v6: FamilyMaps::take(ebpf, '6')?,
-            slots: take(ebpf, "slots", mapped)?,
-            loopback: take(ebpf, "loopback_nets", LpmTrie::try_from)?,
-            config: take(ebpf, "config", mapped)?,
-            names: take(ebpf, "service_names", HashMap::try_from)?,
-            metrics: take(ebpf, "metrics", PerCpuArray::try_from)?,
+            v4: FamilyMaps::take(source, '4')?,
+            v6: FamilyMaps::take(source, '6')?,
+            slots: take(source, "slots", mapped)?,
+            loopback: take(source, "loopback_nets", LpmTrie::try_from)?,
+            config: take(source, "config", mapped)?,
+            names: take(source, "service_names", HashMap::try_from)?,
+            metrics: take(source, "metrics", PerCpuArray::try_from)?,
             operation: "build",
         })
     }
@@ -365,12 +375,12 @@ fn frontend(family: IpFamily, addr: IpAddr, port: Be16, proto: u8) -> Option<Fro
 }
 
 /// The key of a frontend, in the family that it has.
-enum Key {
+pub(super) enum Key {
     V4(ServiceKey<Addr4>),
     V6(ServiceKey<Addr6>),
 }
 
-fn key(frontend: &Frontend) -> Key {
+pub(super) fn key(frontend: &Frontend) -> Key {
     fn make<A: Address>(addr: A, frontend: &Frontend) -> ServiceKey<A> {
         let proto = frontend.protocol.number();
         ServiceKey { addr, port: frontend.port.get().into(), proto, pad: 0 }
@@ -388,112 +398,10 @@ fn source_key<A: Address>(service: u32, addr: A, prefix_len: u8) -> lpm_trie::Ke
 }
 
 /// A deletion of what is not there is none that failed.
-fn deleted(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn deleted(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
         other => other,
-    }
-}
-
-impl Tables for Maps {
-    fn write_backend(&mut self, _: IpFamily, handle: Handle, backend: &Backend) {
-        match backend.address {
-            IpAddr::V4(address) => self.v4.write_backend(handle, address.into(), backend),
-            IpAddr::V6(address) => self.v6.write_backend(handle, address.into(), backend),
-        }
-    }
-
-    fn kill_backend(&mut self, family: IpFamily, id: u32) {
-        match family {
-            IpFamily::V4 => self.v4.kill_backend(id),
-            IpFamily::V6 => self.v6.kill_backend(id),
-        }
-    }
-
-    fn write_slots(&mut self, base: u32, ids: &[u32]) {
-        for (slot, id) in (base..).zip(ids) {
-            let stored = self.slots.store(slot, id, 0);
-            debug_assert!(stored, "slot {slot} is not an index of the map");
-        }
-    }
-
-    fn write_name(&mut self, id: u32, name: &ServiceName) -> Result<(), DatapathError> {
-        let result = self.names.insert(id, name, 0);
-        result.map_err(|e| self.failed("service_names", "services", e))
-    }
-
-    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
-        let result = deleted(self.names.remove(&id));
-        result.map_err(|e| self.failed("service_names", "services", e))
-    }
-
-    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        let (map, result) = match address {
-            IpAddr::V4(a) => ("cluster_ips4", self.v4.cluster_ips.insert(Addr4::from(a), 1, 0)),
-            IpAddr::V6(a) => ("cluster_ips6", self.v6.cluster_ips.insert(Addr6::from(a), 1, 0)),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
-    }
-
-    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        let (map, result) = match address {
-            IpAddr::V4(a) => ("cluster_ips4", deleted(self.v4.cluster_ips.remove(&a.into()))),
-            IpAddr::V6(a) => ("cluster_ips6", deleted(self.v6.cluster_ips.remove(&a.into()))),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
-    }
-
-    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        let (map, result) = match cidr {
-            IpNet::V4(c) => {
-                ("source_ranges4", self.v4.write_source(service, c.addr().into(), c.prefix_len()))
-            }
-            IpNet::V6(c) => {
-                ("source_ranges6", self.v6.write_source(service, c.addr().into(), c.prefix_len()))
-            }
-        };
-        result.map_err(|e| self.failed(map, "source_ranges", e))
-    }
-
-    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        let (map, result) = match cidr {
-            IpNet::V4(c) => {
-                ("source_ranges4", self.v4.remove_source(service, c.addr().into(), c.prefix_len()))
-            }
-            IpNet::V6(c) => {
-                ("source_ranges6", self.v6.remove_source(service, c.addr().into(), c.prefix_len()))
-            }
-        };
-        result.map_err(|e| self.failed(map, "source_ranges", e))
-    }
-
-    fn write_service(&mut self, frontend: &Frontend, service: &Service) -> Result<(), DatapathError> {
-        let (map, result) = match key(frontend) {
-            Key::V4(key) => ("services4", self.v4.services.insert(key, service, 0)),
-            Key::V6(key) => ("services6", self.v6.services.insert(key, service, 0)),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
-    }
-
-    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
-        let (map, result) = match key(frontend) {
-            Key::V4(key) => ("services4", deleted(self.v4.services.remove(&key))),
-            Key::V6(key) => ("services6", deleted(self.v6.services.remove(&key))),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
-    }
-
-    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
-        for family in IpFamily::ALL {
-            if flows.iter().any(|f| f.family == family) {
-                self.cut_if(family, &|flow| flows.contains(&flow))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn wait_grace_period(&mut self) -> bool {
-        membarrier()
     }
 }

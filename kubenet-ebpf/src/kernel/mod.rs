@@ -3,6 +3,7 @@
 mod attach;
 mod bridge;
 mod flows;
+mod inspect;
 mod link;
 mod maps;
 mod mmap;
@@ -14,6 +15,7 @@ mod probe;
 mod repair;
 mod start;
 mod sys;
+mod tables;
 mod unpin;
 
 use std::{sync::Arc, time::Instant};
@@ -29,7 +31,7 @@ use self::{
     attach::{Attachments, Programs},
     maps::Maps,
 };
-pub(crate) use self::{probe::probe, start::open_pins, unpin::remove_pins};
+pub(crate) use self::{inspect::Inspection, probe::probe, start::open_pins, unpin::remove_pins};
 use crate::{
     MapSizes, Metric, Metrics,
     decode::Snapshot,

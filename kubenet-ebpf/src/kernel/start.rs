@@ -91,7 +91,7 @@ impl Engine {
         let directory = match pins {
             None => None,
             Some(pins) if holds_state(pins, netns_cookie)? => {
-                pin::check_maps(&pins.maps(), &shapes)?;
+                pin::check_maps(&pins.maps(), &shapes, false)?;
                 Some(pins.maps())
             }
             Some(pins) => Some(pins.begin_maps()?),

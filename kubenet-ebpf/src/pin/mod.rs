@@ -67,7 +67,7 @@ impl Pins {
 
     /// The directory of the maps.
     pub(crate) fn maps(&self) -> PathBuf {
-        self.path.join(format!("v{VERSION}"))
+        maps_in(&self.path)
     }
 
     fn new_maps(&self) -> PathBuf {
@@ -216,6 +216,11 @@ impl Pins {
         };
         caused("build", kind, format!("pin_dir: cannot {what} {}", path.display()), e)
     }
+}
+
+/// The maps of this version in a directory of pins.
+pub(crate) fn maps_in(path: &Path) -> PathBuf {
+    path.join(format!("v{VERSION}"))
 }
 
 /// The version of a directory of maps, whole or not.

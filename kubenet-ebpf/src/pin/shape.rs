@@ -45,8 +45,12 @@ pub(crate) fn shapes(
         .collect())
 }
 
-/// Whether every map is pinned in the directory, in its shape.
-pub(crate) fn check(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<(), DatapathError> {
+/// Whether every map is pinned in the directory, in its shape; of any size where that does not matter.
+pub(crate) fn check(
+    directory: &Path,
+    shapes: &BTreeMap<String, Shape>,
+    of_any_size: bool,
+) -> Result<(), DatapathError> {
     const REMEDY: &str = "remove what is pinned with kubenet_ebpf::remove_pins, which ends what it forwards";
     let here = directory.display();
     for (name, wanted) in shapes {
@@ -67,7 +71,7 @@ pub(crate) fn check(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Resul
             kind,
             key_size: info.key_size(),
             value_size: info.value_size(),
-            max_entries: info.max_entries(),
+            max_entries: if of_any_size { wanted.max_entries } else { info.max_entries() },
             flags: info.map_flags(),
         };
         if let Some((what, has, needs)) = wanted.difference(&found) {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod child;
+mod inspect;
 mod killed;
 mod life;
 mod refuse;

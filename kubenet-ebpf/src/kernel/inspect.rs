@@ -1,0 +1,163 @@
+//! Reads what is pinned, beside the process that uses it.
+
+use std::{collections::HashMap, fmt, fs, net::SocketAddr, os::fd::AsFd, path::Path, time::Duration};
+
+use aya::maps::{IterableMap, MapData};
+use kubenet_core::{
+    datapath::{DatapathError, ErrorKind},
+    model::{IpFamily, Protocol},
+    route::{Revision, RouteTable, ServicePortName},
+};
+
+use super::{
+    flows,
+    maps::{FamilyMaps, Maps},
+    node, object, sys,
+};
+use crate::{
+    BackendEntry, Connection, MapSizes, Metric, Metrics, StickyClient,
+    decode::{Arrays, Snapshot},
+    error::caused,
+    layout::{
+        Addr4, Addr6, Address, AffinityKey, Be16, CLOCK_SHIFT, CONFIG_DRAINING, CT_FIN, CT_REPLY, CT_RST,
+        CT_SEEN_REPLY, Choice, Conntrack, Tuple,
+    },
+    names::decode_name,
+    pin,
+};
+
+const OPERATION: &str = "inspect";
+
+/// Maps of a directory.
+pub(crate) struct Inspection {
+    maps: Maps,
+    affinity4: MapData,
+    affinity6: MapData,
+}
+
+impl fmt::Debug for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inspection").finish_non_exhaustive()
+    }
+}
+
+impl Inspection {
+    pub(crate) fn open(path: &Path) -> Result<Self, DatapathError> {
+        let maps = pin::maps_in(path);
+        if let Err(e) = fs::metadata(&maps) {
+            let message = format!("{}: no maps of this library's layout are pinned there", maps.display());
+            return Err(caused(OPERATION, ErrorKind::Unavailable, message, e));
+        }
+        pin::check_maps(&maps, &object::shapes(&MapSizes::default())?, true)?;
+        let affinity = |name: &str| {
+            MapData::from_pin(maps.join(name)).map_err(|e| {
+                let message = format!("{}: the map {name} cannot be opened", maps.display());
+                caused(OPERATION, ErrorKind::Unavailable, message, e)
+            })
+        };
+        let (affinity4, affinity6) = (affinity("affinity4")?, affinity("affinity6")?);
+        let mut maps = Maps::open(&maps)?;
+        maps.operation = OPERATION;
+        Ok(Self { maps, affinity4, affinity6 })
+    }
+
+    pub(crate) fn table(&self) -> Result<RouteTable, DatapathError> {
+        let routes = self.maps.snapshot()?.routes(&self.maps);
+        Ok(RouteTable::new(Revision::default(), node::read(&self.maps)?, routes))
+    }
+
+    pub(crate) fn backends(&self) -> Vec<BackendEntry> {
+        let of = |family: IpFamily, size: u32| {
+            (1..size).filter(move |id| self.maps.generation(family, *id) != 0).filter_map(move |id| {
+                let entry = self.maps.backend(family, id)?;
+                let (backend, generation) = (entry.backend, entry.generation);
+                Some(BackendEntry { id, generation, backend, in_use: entry.alive })
+            })
+        };
+        of(IpFamily::V4, self.maps.v4.backends.len())
+            .chain(of(IpFamily::V6, self.maps.v6.backends.len()))
+            .collect()
+    }
+
+    pub(crate) fn connections(&self) -> Result<Vec<Connection>, DatapathError> {
+        let owners = owners(&self.maps.snapshot()?, |service| service.id);
+        let now = flows::clock().map_err(|e| self.maps.unreadable("conntrack4", e))?;
+        let mut found = Vec::new();
+        let result = connections(&self.maps.v4, now, &owners, &mut found);
+        result.map_err(|e| self.maps.unreadable("conntrack4", e))?;
+        let result = connections(&self.maps.v6, now, &owners, &mut found);
+        result.map_err(|e| self.maps.unreadable("conntrack6", e))?;
+        Ok(found)
+    }
+
+    pub(crate) fn clients(&self) -> Result<Vec<StickyClient>, DatapathError> {
+        let owners = owners(&self.maps.snapshot()?, |service| service.affinity);
+        let now = flows::clock().map_err(|e| self.maps.unreadable("affinity4", e))?;
+        let mut found = Vec::new();
+        let mut add = |family, affinity, client, choice: Choice| {
+            let entry = self.maps.backend(family, choice.backend);
+            let entry = entry.filter(|entry| entry.alive && entry.generation == choice.generation);
+            let ticks = now.saturating_sub((choice.last_new >> CLOCK_SHIFT) as u32);
+            found.push(StickyClient {
+                client,
+                service_port: owners.get(&affinity).cloned(),
+                backend: entry.map(|entry| entry.backend),
+                idle: duration(ticks),
+            });
+        };
+        let visit =
+            |key: AffinityKey<Addr4>, choice| add(IpFamily::V4, key.affinity, key.addr.into(), choice);
+        sys::for_each(self.affinity4.fd().as_fd(), visit)
+            .map_err(|e| self.maps.unreadable("affinity4", e))?;
+        let visit =
+            |key: AffinityKey<Addr6>, choice| add(IpFamily::V6, key.affinity, key.addr.into(), choice);
+        sys::for_each(self.affinity6.fd().as_fd(), visit)
+            .map_err(|e| self.maps.unreadable("affinity6", e))?;
+        Ok(found)
+    }
+
+    pub(crate) fn metrics(&self) -> Result<Metrics, DatapathError> {
+        (0..).zip(Metric::ALL).map(|(index, metric)| Ok((metric, self.maps.metric(index)?))).collect()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.maps.config().flags & CONFIG_DRAINING != 0
+    }
+}
+
+/// Whose an id is.
+fn owners(snapshot: &Snapshot, id: impl Fn(&crate::layout::Service) -> u32) -> HashMap<u32, ServicePortName> {
+    let owner = |service| Some((id(service), decode_name(snapshot.names.get(&service.id)?)?.0));
+    snapshot.services.values().filter_map(owner).collect()
+}
+
+fn connections<A: Address>(
+    maps: &FamilyMaps<A>,
+    now: u32,
+    owners: &HashMap<u32, ServicePortName>,
+    found: &mut Vec<Connection>,
+) -> std::io::Result<()> {
+    let at = |address: A, port: Be16| SocketAddr::new(address.into(), port.into());
+    sys::for_each(maps.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
+        let Some(protocol) = Protocol::from_number(tuple.proto) else { return };
+        if entry.flags & CT_REPLY != 0 {
+            return;
+        }
+        found.push(Connection {
+            protocol,
+            client: at(tuple.saddr, tuple.sport),
+            frontend: at(tuple.daddr, tuple.dport),
+            source: at(entry.saddr, entry.sport),
+            backend: at(entry.daddr, entry.dport),
+            service_port: owners.get(&entry.service).cloned(),
+            idle: duration(now.saturating_sub(entry.last_seen)),
+            is_answered: entry.flags & CT_SEEN_REPLY != 0,
+            is_closing: entry.flags & (CT_FIN | CT_RST) != 0,
+        });
+    })
+}
+
+/// Of ticks of the coarse clock.
+fn duration(ticks: u32) -> Duration {
+    Duration::from_nanos(u64::from(ticks) << CLOCK_SHIFT)
+}
