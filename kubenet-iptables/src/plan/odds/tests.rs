@@ -18,7 +18,14 @@ use crate::{
 
 fn planner(table: RouteTable, hairpin: bool) -> Planner {
     let families = vec![IpFamily::V4];
-    let context = Context { names: Names::new("KUBE"), random_fully: true, hairpin, families };
+    let context = Context {
+        names: Names::new("KUBE"),
+        random_fully: true,
+        hairpin,
+        sctp: true,
+        accept_invalid: false,
+        families,
+    };
     Planner::new(Arc::new(context), table)
 }
 
