@@ -6,7 +6,7 @@ use aya::maps::{HashMap, MapData};
 use kubenet_core::datapath::{Close, Datapath, ErrorKind};
 use kubenet_ebpf::{EbpfBuilder, MapSizes, remove_pins};
 
-use super::*;
+use super::{support::bpffs::maps_in, *};
 
 fn refused(builder: EbpfBuilder) -> (ErrorKind, String) {
     let error = builder.build().unwrap_err();
@@ -56,7 +56,7 @@ fn another_layout_is_refused_and_goes_on_serving() {
     for mode in modes() {
         let pins = bpffs.pin_dir();
         leave(&lab, &pins, mode);
-        fs::rename(pins.join("v3"), pins.join("v999")).unwrap();
+        fs::rename(maps_in(&pins), pins.join("v999")).unwrap();
         let (kind, message) = refused(builder(&lab).pin_dir(&pins).attach_mode(mode));
         assert_eq!(kind, ErrorKind::Unsupported);
         assert!(message.contains("kubenet-test/v999") && message.contains("layout 999"), "{message}");
@@ -73,11 +73,11 @@ fn a_part_that_is_missing_is_named() {
     let Some((lab, _servers, bpffs)) = start() else { return };
     let pins = bpffs.pin_dir();
     leave(&lab, &pins, AttachMode::Auto);
-    fs::remove_file(pins.join("v3/backends6")).unwrap();
+    fs::remove_file(maps_in(&pins).join("backends6")).unwrap();
     let (kind, message) = refused(builder(&lab).pin_dir(&pins));
     assert_eq!(kind, ErrorKind::Unsupported);
     assert!(message.contains("map backends6 is missing") && message.contains("remove_pins"), "{message}");
-    fs::remove_dir_all(pins.join("v3")).unwrap();
+    fs::remove_dir_all(maps_in(&pins)).unwrap();
     let (_, message) = refused(builder(&lab).pin_dir(&pins));
     assert!(message.contains("programs are pinned, but not their maps"), "{message}");
     still_serves(&lab);
@@ -95,15 +95,15 @@ fn another_shape_is_named_with_its_difference() {
     let (kind, message) = refused(builder(&lab).pin_dir(&pins).map_sizes(sizes));
     assert_eq!(kind, ErrorKind::Unsupported);
     let expected = "the map has entries 131072 instead of 262144: keep the MapSizes that it was made with";
-    assert!(message.contains("v3/cluster_ips4") && message.contains(expected), "{message}");
+    assert!(message.contains("/cluster_ips4") && message.contains(expected), "{message}");
 
-    let pin = pins.join("v3/services4");
-    let away = pins.join("v3/kept");
+    let pin = maps_in(&pins).join("services4");
+    let away = maps_in(&pins).join("kept");
     fs::rename(&pin, &away).unwrap();
     let small: HashMap<MapData, u32, u32> = HashMap::create(65_536, 1).unwrap();
     small.pin(&pin).unwrap();
     let (_, message) = refused(builder(&lab).pin_dir(&pins));
-    assert!(message.contains("v3/services4: the map has a key size of 4 instead of 8"), "{message}");
+    assert!(message.contains("/services4: the map has a key size of 4 instead of 8"), "{message}");
     still_serves(&lab);
     fs::rename(&away, &pin).unwrap();
     still_serves(&lab);

@@ -68,6 +68,12 @@ impl Drop for Bpffs {
     }
 }
 
+/// The directory of maps below one of pins, whatever its version.
+pub fn maps_in(pins: &Path) -> PathBuf {
+    let paths = fs::read_dir(pins).unwrap().map(|entry| entry.unwrap().path());
+    paths.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with('v')).unwrap()
+}
+
 /// Of test processes that were killed.
 fn remove_stale() {
     for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
@@ -90,7 +96,7 @@ pub struct Objects {
 impl Objects {
     /// The maps that are pinned below a directory, and the programs that use them.
     pub fn of(pins: &Path) -> Self {
-        let maps: Vec<u32> = fs::read_dir(pins.join("v3"))
+        let maps: Vec<u32> = fs::read_dir(maps_in(pins))
             .unwrap()
             .map(|entry| MapInfo::from_pin(entry.unwrap().path()).unwrap().id())
             .collect();
