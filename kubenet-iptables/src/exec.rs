@@ -191,6 +191,11 @@ impl Tools {
         Ok(text)
     }
 
+    /// Whether a table exists, as far as that can be told without making it.
+    pub(crate) fn has_table(&self, table: &str) -> bool {
+        self.variant == Backend::Nft || crate::probe::legacy_table_exists(self.family, table)
+    }
+
     /// One table, where it exists.
     pub(crate) fn save_table(&self, table: &str) -> Result<String, ExecError> {
         let mut command = self.command(&self.save);

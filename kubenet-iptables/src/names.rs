@@ -17,7 +17,7 @@ const HASH_LENGTH: usize = 16;
 const HASHED: [&str; 9] = ["SVC", "SVL", "SVP", "EXT", "SEP", "NET", "NDP", "FW", "XLB"];
 
 /// The last two are kube-proxy's alone.
-const FIXED: [&str; 10] = [
+const FIXED: [&str; 11] = [
     "SERVICES",
     "NODEPORTS",
     "EXTERNAL-SERVICES",
@@ -26,6 +26,7 @@ const FIXED: [&str; 10] = [
     "FORWARD",
     "STATE",
     "NO-PORT",
+    "CANARY",
     "PROXY-FIREWALL",
     "PROXY-CANARY",
 ];
@@ -73,6 +74,8 @@ pub(crate) struct Names {
     pub(crate) forward: ChainName,
     /// Refuses what is dialled at a cluster IP but at none of its ports.
     pub(crate) no_port: ChainName,
+    /// In the table mangle, and empty: gone when somebody flushed the tables.
+    pub(crate) canary: ChainName,
     /// Never jumped to: its comments hold what [`crate::read`] needs and no rule shows.
     pub(crate) state: ChainName,
 }
@@ -89,6 +92,7 @@ impl Names {
             postrouting: name("POSTROUTING"),
             forward: name("FORWARD"),
             no_port: name("NO-PORT"),
+            canary: name("CANARY"),
             state: name("STATE"),
         }
     }

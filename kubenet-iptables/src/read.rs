@@ -19,6 +19,7 @@ use crate::{
     record::{self, CONTINUED, RouteRecord},
     rule::{ChainKey, ChainName, Chains, Rule, Table, Target},
     save::Saved,
+    work,
 };
 
 /// The routes that these families serve. Families that hold nothing of ours serve nothing.
@@ -48,13 +49,15 @@ fn state(context: &Context, chains: &Chains) -> Option<(Revision, NodeRouting)> 
     record::parse_state(rules.iter().map(|rule| rule.comment.as_str()))
 }
 
+/// Whether every jump is where packets get to it.
 fn jumps_are_there(context: &Context, saved: &Saved) -> bool {
-    context.jumps().iter().all(|wanted| {
-        saved.jumps.iter().any(|found| {
-            found.table == wanted.table
-                && found.chain == wanted.chain
-                && found.rule.as_ref() == Some(&wanted.rule)
-        })
+    let wanted = context.jumps();
+    wanted.iter().all(|one| {
+        let (table, chain) = (one.table, one.chain);
+        let wanted: Vec<_> =
+            wanted.iter().filter(|jump| (jump.table, jump.chain) == (table, chain)).collect();
+        let found: Vec<_> = saved.jumps.iter().filter(|j| j.table == table && j.chain == chain).collect();
+        work::works(&found, &wanted)
     })
 }
 

@@ -7,6 +7,7 @@ use kubenet_core::model::{IpFamily, Protocol};
 use crate::{
     plan::Jump,
     rule::{self, ChainChanges, ChainKey, Chains, MASQUERADE_MARK, Rule, State, Table, Target},
+    save,
 };
 
 /// A change to a rule in a built-in chain that leads to one of ours.
@@ -34,6 +35,13 @@ impl JumpEdit {
 
     pub(crate) fn inverse(&self) -> Self {
         Self { insert: !self.insert, ..self.clone() }
+    }
+
+    /// Whether one takes away the rule that the other puts in.
+    pub(crate) fn is_opposite_of(&self, other: &Self) -> bool {
+        self.insert != other.insert
+            && (self.table, &self.chain) == (other.table, &other.chain)
+            && save::same_rule(&self.text, &other.text)
     }
 }
 
@@ -74,10 +82,16 @@ pub(crate) fn transaction(
         }
     }
     let edits_of = |table| -> Vec<&JumpEdit> { edits.iter().filter(move |e| e.table == table).collect() };
-    let (inserts, deletes): (Vec<_>, Vec<_>) = edits_of(Table::Filter).into_iter().partition(|e| e.insert);
+    // A jump that moves does so at once, and is taken away first: what is deleted is the first that matches.
+    let stays = |edit: &JumpEdit| edit.insert || edits.iter().any(|other| other.is_opposite_of(edit));
+    let (mut inserts, deletes): (Vec<_>, Vec<_>) =
+        edits_of(Table::Filter).into_iter().partition(|e| stays(e));
+    inserts.sort_by_key(|edit| edit.insert);
     let mut text = String::new();
     section(&mut text, Table::Filter, family, &before, &inserts);
-    section(&mut text, Table::Nat, family, &nat, &edits_of(Table::Nat));
+    let mut of_nat = edits_of(Table::Nat);
+    of_nat.sort_by_key(|edit| edit.insert);
+    section(&mut text, Table::Nat, family, &nat, &of_nat);
     section(&mut text, Table::Filter, family, &after, &deletes);
     text
 }

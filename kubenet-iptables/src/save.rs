@@ -37,6 +37,8 @@ pub(crate) struct SavedJump {
     pub(crate) rule: Option<Rule>,
     /// As printed, without `-A` and the chain.
     pub(crate) text: String,
+    /// No packet gets there: a rule before it ends the way of every packet.
+    pub(crate) shadowed: bool,
 }
 
 impl SavedJump {
@@ -50,6 +52,8 @@ impl Saved {
         let mut saved = Saved::default();
         let mut rules: BTreeMap<ChainKey, Option<Vec<Rule>>> = BTreeMap::new();
         let mut table = None;
+        // Chains of others in which a rule ended the way of every packet.
+        let mut ended: BTreeSet<(Table, &str)> = BTreeSet::new();
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
                 table = Table::ALL.into_iter().find(|t| t.as_str() == name.trim());
@@ -80,10 +84,15 @@ impl Saved {
                     table,
                     chain: chain.to_owned(),
                     to: ChainName::new(to),
+                    shadowed: ended.contains(&(table, chain)),
                     rule,
                     text: text.to_owned(),
                 }),
-                None => saved.others_track |= tracks(text),
+                None => {
+                    saved.others_track |= tracks(text);
+                    let ends = rule.as_ref().is_some_and(ends_all);
+                    ended.extend(ends.then_some((table, chain)));
+                }
             }
         }
         saved.chains = rules.into_iter().map(|(key, rules)| (key, rules.map(Arc::from))).collect();
@@ -100,6 +109,13 @@ impl Saved {
         let foreign = self.jumps.iter().filter(|jump| !jump.is_in_built_in_chain());
         foreign.map(|jump| (jump.table, jump.to.clone())).collect()
     }
+}
+
+/// Whether no packet gets past a rule.
+fn ends_all(rule: &Rule) -> bool {
+    let target = rule.target.clone();
+    matches!(target, Some(Target::Accept | Target::Drop | Target::Return))
+        && *rule == Rule { target, comment: rule.comment.clone(), ..Rule::default() }
 }
 
 /// Whether a rule makes the kernel track connections.

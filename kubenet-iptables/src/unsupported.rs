@@ -41,6 +41,10 @@ impl Engine {
         match *self {}
     }
 
+    pub(crate) fn intact(&mut self) -> Result<bool, DatapathError> {
+        match *self {}
+    }
+
     pub(crate) fn drain(&mut self) -> Result<DrainStatus, DatapathError> {
         match *self {}
     }

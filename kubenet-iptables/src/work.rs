@@ -8,8 +8,8 @@ use crate::{
     exec::{Backend, ExecError, Tools},
     plan::{self, Jump},
     restore::{self, JumpEdit},
-    rule::{ChainChanges, Chains},
-    save::{self, Saved},
+    rule::{ChainChanges, Chains, Rule, Table},
+    save::{self, Saved, SavedJump},
     stages::{self, Stages},
 };
 
@@ -99,33 +99,58 @@ impl Work {
             })
         };
         let mut back = self.inverse();
-        back.edits.retain(|edit| is_there(edit) != edit.insert);
+        // A jump that was to move is taken away and put back: where it still is, it stays.
+        let moves = |edit: &JumpEdit| self.edits.iter().any(|other| other.is_opposite_of(edit));
+        back.edits.retain(|edit| match moves(edit) {
+            true => edit.insert && !is_there(edit),
+            false => is_there(edit) != edit.insert,
+        });
         back.changes.retain(|key, rules| saved.chains.get(key).cloned().flatten() != *rules);
         back.old = saved.known();
         back
     }
 }
 
-/// What makes every jump exist once, and no other lead to our chains. Jumps of one chain are put in their
-/// order when one is missing; those that are there stay where they are.
+/// What makes every jump exist once, reachable and in its order, and no other lead to our chains. Where one of a
+/// chain is not in its place, all of that chain go to its top; rules of others before ours are no reason, unless
+/// no packet gets past them.
 fn edits(family: IpFamily, saved: &Saved, jumps: &[Jump]) -> Vec<JumpEdit> {
-    let mut missing: Vec<&Jump> = jumps.iter().collect();
+    let found = |table, chain: &str| {
+        let found = saved.jumps.iter().filter(|jump| jump.is_in_built_in_chain());
+        found.filter(move |jump| jump.table == table && jump.chain == chain).collect::<Vec<_>>()
+    };
+    let mut chains: Vec<(Table, String)> = jumps.iter().map(|j| (j.table, j.chain.to_owned())).collect();
+    let all = saved.jumps.iter().filter(|jump| jump.is_in_built_in_chain());
+    chains.extend(all.map(|jump| (jump.table, jump.chain.clone())));
+    chains.sort_unstable();
+    chains.dedup();
     let mut edits = Vec::new();
-    for found in saved.jumps.iter().filter(|jump| jump.is_in_built_in_chain()) {
-        let wanted = missing.iter().position(|jump| {
-            jump.table == found.table && jump.chain == found.chain && Some(&jump.rule) == found.rule.as_ref()
-        });
-        match wanted {
-            Some(i) => drop(missing.remove(i)),
-            None => edits.push(JumpEdit {
-                table: found.table,
-                chain: found.chain.clone(),
-                text: found.text.clone(),
-                insert: false,
-            }),
+    for (table, chain) in chains {
+        let found = found(table, &chain);
+        let wanted: Vec<_> = jumps.iter().filter(|j| j.table == table && j.chain == chain).collect();
+        if in_place(&found, &wanted) {
+            continue;
         }
+        let delete =
+            |text: &String| JumpEdit { table, chain: chain.clone(), text: text.clone(), insert: false };
+        edits.extend(found.iter().map(|jump| delete(&jump.text)));
+        // Each goes to the top, so the last comes first.
+        edits.extend(wanted.into_iter().rev().map(|jump| JumpEdit::insert(jump, family)));
     }
-    // Each goes to the top, so the last comes first.
-    edits.extend(missing.into_iter().rev().map(|jump| JumpEdit::insert(jump, family)));
     edits
+}
+
+/// Whether the jumps that were found in a chain are those that are wanted.
+fn in_place(found: &[&SavedJump], wanted: &[&Jump]) -> bool {
+    found.len() == wanted.len() && works(found, wanted)
+}
+
+/// Whether packets get to the jumps that are wanted, and in their order.
+pub(crate) fn works(found: &[&SavedJump], wanted: &[&Jump]) -> bool {
+    let mut first: Vec<&Rule> = Vec::new();
+    for jump in found.iter().filter(|jump| !jump.shadowed) {
+        let known = jump.rule.as_ref().filter(|rule| wanted.iter().any(|wanted| wanted.rule == **rule));
+        first.extend(known.filter(|rule| !first.contains(rule)));
+    }
+    first.into_iter().eq(wanted.iter().map(|wanted| &wanted.rule))
 }

@@ -61,6 +61,22 @@ impl Programs {
         );
     }
 
+    /// Lets the programs that write rules behave as where a match is missing.
+    pub fn lack(&self, name: &str) {
+        for program in ["iptables-restore", "ip6tables-restore"] {
+            let input = self.0.path().join(format!("fail-input-{program}"));
+            let (file, real) = (input.display(), "real=$(grep -o '^exec [^ ]*' \"$0\" | cut -d' ' -f2)");
+            self.fail(
+                program,
+                &format!(
+                    "cat >{file}; if grep -q -- '-m {name} ' {file}; then n=$(grep -n -m1 -- '-m {name} ' {file} | cut \
+                     -d: -f1); echo \"Couldn't load match \\`{name}':No such file or directory\" >&2; echo \"Error occurred \
+                     at line: $n\" >&2; exit 2; fi; {real}; exec $real \"$@\" <{file}"
+                ),
+            );
+        }
+    }
+
     /// Counts the calls of a program in `$n`, from 0, and then does what the script says.
     pub fn count(&self, program: &str, script: &str) {
         let file = self.0.path().join(format!("fail-count-{program}"));
