@@ -50,17 +50,6 @@ impl IptablesDatapath {
         Self::builder().probe()
     }
 
-    /// Whether nobody has flushed the tables since they were programmed, by a look at one empty chain. Cheap
-    /// enough to ask often, where [`read`](Datapath::read) lists every rule. After a `false`, the next
-    /// [`apply`](Datapath::apply) or [`replace`](Datapath::replace) puts everything back.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Conflict`] before the first [`replace`](Datapath::replace), [`ErrorKind::Unsupported`] where
-    /// the kernel has no table `mangle`.
-    pub async fn is_intact(&self) -> Result<bool, DatapathError> {
-        self.run("is_intact", Engine::intact).await
-    }
-
     async fn run<R: Send + 'static>(
         &self,
         operation: &'static str,
@@ -89,6 +78,16 @@ impl Datapath for IptablesDatapath {
 
     async fn apply(&self, delta: Arc<RouteDelta>) -> Result<ApplyReport, DatapathError> {
         self.run("apply", move |engine| engine.apply(delta)).await
+    }
+
+    /// A look at one empty chain. After a `false`, the next [`apply`](Datapath::apply) or
+    /// [`replace`](Datapath::replace) puts everything back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] before the first [`replace`](Datapath::replace), [`ErrorKind::Unsupported`] where
+    /// the kernel has no table `mangle`.
+    async fn is_intact(&self) -> Result<bool, DatapathError> {
+        self.run("is_intact", Engine::intact).await
     }
 
     async fn read(&self) -> Result<RouteTable, DatapathError> {
