@@ -143,6 +143,7 @@ const BRANCHES: &[&str] = &[
     "F4 node port",
     "F4 node port on a loopback address",
     "F5 contested",
+    "N1 a loopback address from elsewhere",
     "N4 unknown port of a cluster IP",
     "O2 either may count",
     "O2 one that is not terminating wins",

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     manifest::{node, pod, service, slice_of, slices, web, with},
-    world::{Passed, Setup, World, node_a, node_info, to},
+    world::{Dropped, Passed, Setup, World, node_a, node_info, to},
 };
 
 /// The ports of `web` without node ports.
@@ -165,6 +165,18 @@ fn f4_loopback_node_ports_answer_when_asked_for_and_on_ipv4_only() {
     assert_eq!(loopback(true, NodePortAddresses::Primary), [Passed, Passed], "left out by the choice");
     let one = NodePortAddresses::Cidrs(vec!["127.0.0.1/32".parse().unwrap()]);
     assert_eq!(loopback(true, one), [to(["a1"]), Passed]);
+}
+
+#[test]
+fn n1_node_ports_on_loopback_addresses_are_for_the_node_alone() {
+    let node = node_a(|builder| builder.localhost_node_ports(true));
+    let world = World::web_on(Setup { node, ..Setup::default() }, json!({}), [pod("a1")]);
+    for client in ["a9", "b9", "outside"] {
+        assert_eq!(world.packet(client, "127.0.0.1:30080", Tcp), Dropped, "{client}");
+    }
+    for client in ["127.0.0.1", "node-a"] {
+        assert_eq!(world.packet(client, "127.0.0.1:30080", Tcp), to(["a1"]), "{client}");
+    }
 }
 
 #[test]

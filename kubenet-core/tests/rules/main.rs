@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | \[O1\] to \[O4\] | `objects` | Which objects are ours, and how they are read |
 //! | \[O5\] | `changes` | A changed frontend is a removal and an addition |
-//! | \[F1\] to \[F4\] | `frontends` | What clients dial |
+//! | \[F1\] to \[F4\], \[N1\] | `frontends` | What clients dial |
 //! | \[F5\] | `conflicts` | Two Services claim one frontend |
 //! | \[E1\] \[E2\] \[E4\] to \[E7\] | `endpoints` | Which endpoints serve which traffic |
 //! | \[E3\] | `topology` | Hints |
@@ -21,8 +21,9 @@
 //! | \[K0\] to \[K3\] | `keeping_up` | When the kernel is written |
 //!
 //! A described packet has no port of its own to allocate, no fragments and no ICMP errors, and no packet
-//! filter is in its way: \[S6\], \[L4\] and \[N1\] to \[N3\] are for the datapaths' own tests. \[H1\] and
-//! \[H2\] as answers over HTTP are for the tests of [`kubenet_core::health`].
+//! filter is in its way. \[S6\] and \[L4\] are shown by real packets, in the conformance suite's cases on errors
+//! and fragments; \[N2\] and \[N3\] are rules of a packet filter, and tested where there is one. \[H1\] and \[H2\]
+//! as answers over HTTP are for the tests of [`kubenet_core::health`].
 #![cfg(feature = "kubernetes")]
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -48,7 +49,7 @@ fn every_rule_has_a_test() {
     const RULES: [(&str, &str); 13] = [
         ("o1 o2 o3 o4", include_str!("objects.rs")),
         ("o5", include_str!("changes.rs")),
-        ("f1 f2 f3 f4", include_str!("frontends.rs")),
+        ("f1 f2 f3 f4 n1", include_str!("frontends.rs")),
         ("f5", include_str!("conflicts.rs")),
         ("e1 e2 e4 e5 e6 e7", include_str!("endpoints.rs")),
         ("e3", include_str!("topology.rs")),

@@ -7,7 +7,7 @@ use std::{
 use kubenet_core::{
     maglev,
     model::{Algorithm, IpFamily, Protocol},
-    route::{Backend, Route, RouteTable, WhenEmpty},
+    route::{Backend, Origin, Route, RouteTable, WhenEmpty},
 };
 
 /// Who sends to whom, before any translation.
@@ -71,7 +71,9 @@ pub fn route(table: &RouteTable, flow: &Flow, local_backends_see_client: bool) -
     };
     let client = flow.source.ip();
     let origin = table.node().origin(client, flow.interface.as_deref());
-    if !route.admits(origin, client) {
+    // [N1]: a loopback address is for the node itself, whoever gets a packet to it.
+    let closed = flow.destination.ip().is_loopback() && origin != Origin::Node;
+    if closed || !route.admits(origin, client) {
         return Verdict::Drop;
     }
     let target = route.target(origin);

@@ -68,6 +68,10 @@ pub(crate) fn expect(world: &World, flow: &Flow, spared: bool) -> Vec<Expected> 
         return vec![Expected { answer, why }];
     };
     let from = sources::from(&world.node, flow, &mut why);
+    if flow.destination.ip().is_loopback() && from != Sender::Node {
+        why.insert("N1 a loopback address from elsewhere");
+        return vec![Expected { answer: Answer::Drop, why }];
+    }
     // [R3]: before everything else.
     if !sources::admits(&claim, &world.node, from, flow.source.ip(), &mut why) {
         return vec![Expected { answer: Answer::Drop, why }];
