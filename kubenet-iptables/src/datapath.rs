@@ -85,7 +85,7 @@ impl Datapath for IptablesDatapath {
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] before the first [`replace`](Datapath::replace), [`ErrorKind::Unsupported`] where
-    /// the kernel has no table `mangle`.
+    /// the kernel has no table `mangle`, [`ErrorKind::Unavailable`] where the chain could not be made so far.
     async fn is_intact(&self) -> Result<bool, DatapathError> {
         self.run("is_intact", Engine::intact).await
     }

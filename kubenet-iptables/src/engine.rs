@@ -49,6 +49,8 @@ pub(crate) struct Engine {
     unsure: BTreeSet<IpFamily>,
     /// Families whose canary was set.
     canaries: BTreeSet<IpFamily>,
+    /// Families that cannot have one.
+    no_canary: BTreeSet<IpFamily>,
     closed: bool,
 }
 
@@ -76,6 +78,7 @@ impl Engine {
             planner: None,
             unsure: BTreeSet::new(),
             canaries: BTreeSet::new(),
+            no_canary: BTreeSet::new(),
             closed: false,
         }
     }
@@ -158,6 +161,7 @@ impl Engine {
         self.unsure = unsure;
         // Everything was written: whoever flushed the tables before took it, too.
         self.canaries.clear();
+        self.no_canary.clear();
         self.set_canaries();
         self.planner = Some(planner);
         Ok(self.done(report, begun))
@@ -205,7 +209,6 @@ impl Engine {
                 works.push(Work::step(family, chains, changes));
             }
         }
-        let repairs = !self.unsure.is_empty();
         self.unsure = match self.execute_all("apply", works, &wanted, &jumps) {
             Ok(unsure) => unsure,
             Err(failure) => {
@@ -238,9 +241,7 @@ impl Engine {
             }
             self.cut(&cut);
         }
-        if repairs {
-            self.set_canaries();
-        }
+        self.set_canaries();
         Ok(self.done(report, begun))
     }
 

@@ -100,6 +100,27 @@ fn a_flush_is_told_by_the_canary_and_the_next_update_repairs_it() {
 }
 
 #[test]
+fn a_canary_that_could_not_be_set_is_set_by_the_next_update() {
+    let Some(world) = world(Variant::Nft) else { return };
+    let programs = Programs::new(world.word());
+    let datapath = world.builder().program_directory(programs.path()).build().unwrap();
+    let mut table = world.table(1, world.service(&["b1"]));
+    // The rules first, then the canary.
+    programs.count("iptables-restore", "[ $n -eq 1 ] && exit 1");
+    block_on(datapath.replace(Arc::clone(&table))).unwrap();
+    assert_eq!(block_on(datapath.is_intact()).unwrap_err().kind(), ErrorKind::Unavailable);
+    for (n, calls) in [(2, 4), (3, 5), (4, 6)] {
+        let next = world.table(n, world.service(if n % 2 == 0 { &["a2"] } else { &["b1"] }));
+        block_on(datapath.apply(Arc::new(table.diff(&next)))).unwrap();
+        assert!(block_on(datapath.is_intact()).unwrap());
+        assert_eq!(programs.calls("iptables-restore"), calls, "once set it is not set again");
+        table = next;
+    }
+    block_on(datapath.close(Close::Remove)).unwrap();
+    assert!(!world.rules().contains("KUBE"));
+}
+
+#[test]
 fn flushes_under_load_are_repaired_and_flows_live_on() {
     for variant in VARIANTS {
         let Some(world) = world(variant) else { return };

@@ -22,12 +22,16 @@ impl Engine {
     pub(super) fn set_canaries(&mut self) {
         for tools in &self.tools {
             let family = tools.family;
-            if self.canaries.contains(&family) {
+            if self.canaries.contains(&family) || self.no_canary.contains(&family) {
                 continue;
             }
             match tools.restore(&made(&self.context.names.canary, false)) {
                 Ok(()) => self.canaries.extend([family]),
-                Err(error) => tracing::info!(%family, %error, "no canary: a flush is found by audits only"),
+                Err(error) => {
+                    tracing::info!(%family, %error, "no canary: a flush is found by audits only");
+                    // Another failure may pass.
+                    self.no_canary.extend((error.kind == ErrorKind::Unsupported).then_some(family));
+                }
             }
         }
     }
@@ -59,7 +63,9 @@ impl Engine {
         if let Some(family) = missing.first() {
             let message =
                 format!("{family}: the table {TABLE} could not be used: compare with read() instead");
-            return Err(self.error(OPERATION, ErrorKind::Unsupported, message));
+            let lacking = self.no_canary.contains(family);
+            let kind = if lacking { ErrorKind::Unsupported } else { ErrorKind::Unavailable };
+            return Err(self.error(OPERATION, kind, message));
         }
         for tools in &self.tools {
             if !self.has_canary(tools).map_err(|error| self.exec_error(OPERATION, tools.family, error))? {
