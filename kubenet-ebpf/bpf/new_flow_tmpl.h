@@ -59,6 +59,20 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 }
 
 /*
+ * Whether a backend is on this node: its endpoint says so, or it has an address
+ * of the node. What is masqueraded for that one, the stack would drop.
+ */
+static __always_inline bool F(is_here)(const struct F(backend) *backend)
+{
+	const __u32 *flags;
+
+	if (backend->flags & BACKEND_LOCAL)
+		return true;
+	flags = bpf_map_lookup_elem(&F(node_addrs), &backend->addr);
+	return flags && *flags & NODE_ADDR_LOCAL;
+}
+
+/*
  * Fills `target`. The client's own port is kept if it can be: when another
  * flow has it already on the way to the same backend, another backend may do
  * where the pick is random, else masquerading tells the two apart.
@@ -87,7 +101,7 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 		target->dport = backend->port;
 		/* A backend that reaches itself would answer itself. */
 		if (same(backend->addr, tuple->saddr) ||
-		    (masquerade && !(backend->flags & BACKEND_LOCAL)))
+		    (masquerade && !F(is_here)(backend)))
 			break;
 		err = F(ct_create)(tuple, target, flow, 0, UDP_IDLE);
 		if (err != -EEXIST)

@@ -85,22 +85,31 @@ fn the_node_is_a_backend_of_its_own() {
         let mut routes = on_cluster_ip(&lab, family, 1, &["here"]);
         routes.extend(on_node_port(&lab, family, NODE_PORT, &["here"]));
         let address = lab.address(&place("node"), family).unwrap();
-        let routes = routes.into_iter().map(|route| {
-            let mut route = Route::clone(&route);
-            for target in [&mut route.internal, &mut route.external] {
-                target.backends =
-                    target.backends.iter().map(|b| kubenet_core::route::Backend { address, ..*b }).collect();
-            }
-            Arc::new(route)
-        });
-        replace(&datapath, &table(&lab, 1, routes));
-        for to in [service(family, 1), node(&lab, family, NODE_PORT)] {
-            for client in CLIENTS {
-                let case = format!("{client} to {to}");
-                let tcp = lab.http_get(place(client), to, SOON).unwrap_or_else(|e| panic!("{case}: {e}"));
-                assert_eq!(tcp.backend, "node-a");
-                let udp = lab.udp_ask(place(client), to, SOON).unwrap_or_else(|e| panic!("{case}, UDP: {e}"));
-                assert_eq!(udp.backend, "node-a");
+        let on_node = |local| {
+            routes.iter().map(move |route| {
+                let mut route = Route::clone(route);
+                for target in [&mut route.internal, &mut route.external] {
+                    target.backends = target
+                        .backends
+                        .iter()
+                        .map(|b| kubenet_core::route::Backend { address, local, ..*b })
+                        .collect();
+                }
+                Arc::new(route)
+            })
+        };
+        // Where its endpoint does not name the node, such as the API server's, it is here all the same.
+        for local in [true, false] {
+            replace(&datapath, &table(&lab, 1, on_node(local)));
+            for to in [service(family, 1), node(&lab, family, NODE_PORT)] {
+                for client in CLIENTS {
+                    let case = format!("{client} to {to}, local={local}");
+                    let tcp = lab.http_get(place(client), to, SOON).unwrap_or_else(|e| panic!("{case}: {e}"));
+                    assert_eq!(tcp.backend, "node-a");
+                    let udp =
+                        lab.udp_ask(place(client), to, SOON).unwrap_or_else(|e| panic!("{case}, UDP: {e}"));
+                    assert_eq!(udp.backend, "node-a");
+                }
             }
         }
     }

@@ -60,7 +60,7 @@ fn disagreement(seen: &Seen, expected: &Verdict) -> Option<String> {
 fn is_known(kind: Kind, table: &RouteTable, expected: &Verdict) -> bool {
     let Verdict::Forward(choices) = expected else { return false };
     // A backend that has an address of the node but no name of it, such as the API server's, is not known to be
-    // here: the eBPF datapath masquerades, and drops what then comes from the node to the node.
+    // here to the rules: the eBPF datapath sees its address, and lets it see the client.
     kind == Kind::Ebpf
         && choices
             .iter()
