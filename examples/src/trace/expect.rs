@@ -80,12 +80,14 @@ impl Expectation {
         own.then(|| self.node.primary_address(IpFamily::of(dialled.from))).flatten()
     }
 
-    /// Netfilter masquerades what leaves the node, and a rule keeps a backend that is elsewhere from itself (see
-    /// the limitations of that datapath).
+    /// Netfilter masquerades what leaves the node, and where the kernel cannot compare addresses, a rule keeps a
+    /// backend that is elsewhere from itself (see the limitations of that datapath).
     fn by_rules(&self, from: IpAddr, own: bool, choices: &mut Vec<Choice>) {
+        let limitations = &self.reference.capabilities().limitations;
+        let kept_from_itself = limitations.iter().any(|l| l.what == "backends that dial their own Service");
         let last = choices.last().map(|choice| choice.backend);
         choices.retain(|Choice { backend, .. }| {
-            backend.address != from || backend.local || Some(*backend) == last
+            !kept_from_itself || backend.address != from || backend.local || Some(*backend) == last
         });
         for choice in choices {
             if !own && self.node.addresses.contains(&choice.backend.address) {
