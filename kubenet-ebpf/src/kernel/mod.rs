@@ -72,6 +72,7 @@ impl Engine {
         self.maps.operation = OPERATION;
         self.check_node(OPERATION, table.node())?;
         self.write_node(table.node())?;
+        self.hold_until_attached();
         let outcome = match self.adopted.take() {
             None => {
                 self.repair()?;
@@ -80,8 +81,8 @@ impl Engine {
             Some(adopted) => self.settle(OPERATION, table, adopted)?,
         };
         self.state.revision = table.revision();
-        self.set_draining(false);
         self.attachments.ensure(&mut self.programs, OPERATION)?;
+        self.set_draining(false);
         Ok(self.report(outcome, begin))
     }
 
@@ -103,6 +104,7 @@ impl Engine {
             self.check_node(OPERATION, node)?;
             self.write_node(node)?;
         }
+        self.hold_until_attached();
         let state = &self.state;
         let upserts = delta
             .upserts
@@ -116,6 +118,7 @@ impl Engine {
         // Later, only `replace` looks at every interface: the cost of a change is that of what changes.
         if !self.attachments.is_active() {
             self.attachments.ensure(&mut self.programs, OPERATION)?;
+            self.set_draining(false);
         }
         Ok(self.report(outcome, begin))
     }
@@ -223,6 +226,14 @@ impl Engine {
                 self.adopted = Some(adopted);
                 Err(error)
             }
+        }
+    }
+
+    /// Programs are attached one after the other. Were the first to take a flow at once, its answer would come by
+    /// an interface without a program: nobody would translate it, and it would be lost.
+    fn hold_until_attached(&mut self) {
+        if !self.attachments.is_active() {
+            self.set_draining(true);
         }
     }
 

@@ -10,6 +10,7 @@ use kubenet_core::{
     datapath::{Close, Datapath, DatapathExt},
     route::RouteTable,
 };
+use kubenet_ebpf::Inspector;
 use kubenet_testkit::lab::{Connection, Lab};
 
 use super::{
@@ -124,7 +125,9 @@ fn killed_between_any_two_changes_of_a_start_the_next_one_starts() {
                 for connection in known.iter_mut().flatten() {
                     connection.ask(SOON).unwrap_or_else(|e| panic!("{mode:?}, before change {calls}: {e}"));
                 }
-                if adopts {
+                // Flows are taken once all programs hang, not by the first of them.
+                let takes_flows = || Inspector::open(bpffs.pin_dir()).is_ok_and(|seen| !seen.is_draining());
+                if adopts || !attached(&lab).is_empty() && takes_flows() {
                     serves(&lab, calls);
                 }
                 let datapath = plan.datapath();
