@@ -9,7 +9,6 @@ use std::{
 };
 
 use fastrand::Rng;
-use kubenet_core::route::RouteTable;
 use kubenet_examples::trace::{Dialled, Kind, Seen, observe};
 use kubenet_iptables::Variant;
 use kubenet_testkit::memory::Verdict;
@@ -56,17 +55,6 @@ fn disagreement(seen: &Seen, expected: &Verdict) -> Option<String> {
     })
 }
 
-/// Disagreements that are known, and wait for somebody to mend them.
-fn is_known(kind: Kind, table: &RouteTable, expected: &Verdict) -> bool {
-    let Verdict::Forward(choices) = expected else { return false };
-    // A backend that has an address of the node but no name of it, such as the API server's, is not known to be
-    // here to the rules: the eBPF datapath sees its address, and lets it see the client.
-    kind == Kind::Ebpf
-        && choices
-            .iter()
-            .any(|choice| choice.masquerade && table.node().addresses.contains(&choice.backend.address))
-}
-
 /// The first of the flows for which they disagree.
 fn first_wrong(kind: Kind, cluster: &Random, flows: &[Dialled]) -> Option<(Dialled, String)> {
     let table = cluster.table();
@@ -75,7 +63,7 @@ fn first_wrong(kind: Kind, cluster: &Random, flows: &[Dialled]) -> Option<(Diall
     });
     let mut all = flows.iter().zip(observed.seen.iter().zip(&observed.expected));
     all.find_map(|(flow, (seen, expected))| {
-        let what = disagreement(seen, expected).filter(|_| !is_known(kind, &table, expected))?;
+        let what = disagreement(seen, expected)?;
         let json = serde_json::json!({
             "from": flow.from, "to": flow.to, "port": flow.port, "protocol": flow.protocol.to_string(),
         });

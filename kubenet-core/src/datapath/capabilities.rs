@@ -94,7 +94,8 @@ pub struct Capabilities {
     /// never served in part.
     pub features: BTreeSet<Feature>,
     /// A flow that is to be masqueraded keeps its source address all the same when the backend is on this
-    /// node (unless client and backend are one). kube-proxy masquerades it.
+    /// node (unless client and backend are one): by its node's name, or by an address of this node. kube-proxy
+    /// masquerades it.
     pub local_backends_see_client: bool,
     /// A connected UDP socket of this node itself follows the backends: it moves when its backend goes, and is
     /// served when one appears ([L2]). Pods and clients outside always do.

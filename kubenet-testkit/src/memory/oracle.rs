@@ -86,7 +86,9 @@ pub fn route(table: &RouteTable, flow: &Flow, local_backends_see_client: bool) -
     let node = table.node().primary_address(IpFamily::of(client));
     let choice = |backend: &Backend| {
         let hairpin = backend.address == client;
-        let spared = backend.local && local_backends_see_client;
+        // An endpoint at an address of the node is here, though it may name no node, as the API server's does.
+        let here = backend.local || table.node().addresses.contains(&backend.address);
+        let spared = here && local_backends_see_client;
         let masquerade = hairpin || (route.masquerade.applies_to(origin) && !spared);
         let sees = node.filter(|_| masquerade).unwrap_or(client);
         Choice { backend: *backend, masquerade, sees }

@@ -174,7 +174,8 @@ fn masquerade(
         _ => ("S2 client is seen", false),
     };
     why.insert(rule);
-    if masquerade && spared && pod.local() {
+    let here = pod.local() || node.addresses.iter().any(|text| address(text) == pod.at.ip());
+    if masquerade && spared && here {
         why.insert("S1 spared here");
         return false;
     }
