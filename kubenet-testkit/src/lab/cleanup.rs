@@ -160,8 +160,11 @@ fn watch_signals() {
         let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
         let watch = move || {
             if let Some(signal) = signals.forever().next() {
-                if let Some(mut live) = LIVE.try_lock_for(Duration::from_secs(2)) {
-                    let names: Vec<_> = std::mem::take(&mut *live).into_values().flatten().collect();
+                // Held to the end: whoever fails because its lab is gone waits for the exit when it drops the lab,
+                // and cannot end the process with a status of its own first.
+                let mut live = LIVE.try_lock_for(Duration::from_secs(2));
+                if let Some(live) = &mut live {
+                    let names: Vec<_> = std::mem::take(&mut **live).into_values().flatten().collect();
                     remove_namespaces(names.iter().map(String::as_str));
                 }
                 cgroup::abandon();
