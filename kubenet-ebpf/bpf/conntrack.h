@@ -14,8 +14,14 @@
 /* A closed TCP flow's masquerading port is not taken again before... */
 #define TIME_WAIT 60
 /*
- * ...unless ports run out, when this UDP silence will do, too. An instance that
- * drains gives a UDP flow away when its backend was silent for so long.
+ * ...unless ports run out, when this will do: a backend that waits for the last
+ * ACK of the old connection answers the SYN of a new one with an ACK. Two ticks,
+ * as one may be over at once.
+ */
+#define LAST_ACK 2
+/*
+ * Then this UDP silence will do, too. An instance that drains gives a UDP flow
+ * away when its backend was silent for so long.
  */
 #define UDP_HURRY 30
 

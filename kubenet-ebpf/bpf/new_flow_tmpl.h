@@ -39,7 +39,12 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 	flow->flags |= CT_SNAT;
 	for (int i = 0; i < SNAT_TRIES; i++) {
 		bool hurry = i >= SNAT_TRIES / 2;
+		__u32 closed = hurry ? LAST_ACK : TIME_WAIT;
 		long err;
+
+		/* Better a port that may be refused for a second than none. */
+		if (i == SNAT_TRIES - 1)
+			closed = 0;
 
 		if (i == SNAT_OWN_TRIES && cfg->snat_wide_min &&
 		    cfg->snat_wide_max >= cfg->snat_wide_min) {
@@ -50,7 +55,7 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 		if (i || tuple->proto != IPPROTO_SCTP)
 			target->sport = bpf_htons(
 				first + bpf_get_prandom_u32() % ports);
-		err = F(ct_create)(tuple, target, flow, hurry ? 0 : TIME_WAIT,
+		err = F(ct_create)(tuple, target, flow, closed,
 				   hurry ? UDP_HURRY : UDP_IDLE);
 		if (err != -EEXIST)
 			return err;

@@ -99,9 +99,45 @@ fn s6_no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
             // Silent for long.
             _ => bench.age(31),
         }
+        bench.age(2);
+        bench.configure(0, first..=first);
         let third = open(bench, net, Hook::FromExternal, client(3), backend);
-        assert!(proto == Proto::Udp || third == first);
+        assert_eq!(third, first);
         assert_eq!(bench.entries(), 4);
+    });
+}
+
+#[test]
+fn s6_the_port_of_a_connection_that_ended_a_moment_ago_is_the_last_to_be_taken() {
+    let proto = Proto::Tcp;
+    for_tcp_and_udp(|bench, net, each| {
+        if each != proto {
+            return;
+        }
+        let mut taken = 0;
+        for round in 0..32 {
+            let (frontend, backend) = (at(net.vip, 80 + round), at(net.pod_there, 8080 + round));
+            let id = bench.backend(backend, 0);
+            bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+            let client = |port| Frame::new(proto, at(net.outside, port), frontend);
+            let [before, just_now] = [(1, 20000), (2, 20001)].map(|(i, port)| {
+                bench.configure(0, port..=port);
+                open(bench, net, Hook::FromExternal, client(i), backend)
+            });
+            bench.configure(0, before..=just_now);
+            let end = |bench: &mut Bench, i, port| {
+                let fin = Frame::new(proto, backend, at(net.node, port)).flags(Flags::Fin);
+                bench.expect_forwarded(Hook::FromExternal, fin, frontend, at(net.outside, i));
+                let fin = client(i).flags(Flags::Fin);
+                bench.expect_forwarded(Hook::FromExternal, fin, at(net.node, port), backend);
+            };
+            end(bench, 1, before);
+            bench.age(2);
+            end(bench, 2, just_now);
+            taken += u32::from(open(bench, net, Hook::FromExternal, client(3), backend) == just_now);
+        }
+        // Each of seven random tries has to miss the other port for that.
+        assert!(taken < 8, "{taken} of 32");
     });
 }
 
