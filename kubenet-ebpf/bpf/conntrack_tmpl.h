@@ -61,13 +61,13 @@ static __always_inline void F(ct_peer_key)(struct F(tuple) *key,
 	key->proto = proto;
 }
 
-static __always_inline struct F(conntrack) *F(ct_peer)(
+static __always_inline const struct F(conntrack) *F(ct_peer)(
 	const struct F(conntrack) *ct, __u8 proto)
 {
 	struct F(tuple) key = {};
 
 	F(ct_peer_key)(&key, ct, proto);
-	return bpf_map_lookup_elem(&F(conntrack), &key);
+	return F(ct_peek)(&key);
 }
 
 static __always_inline void F(ct_forget)(const struct F(tuple) *key,
@@ -76,6 +76,8 @@ static __always_inline void F(ct_forget)(const struct F(tuple) *key,
 	struct F(tuple) peer = {};
 
 	F(ct_peer_key)(&peer, ct, key->proto);
+	if (ct->flags & CT_KEPT)
+		F(ct_let_go)(key, &peer);
 	bpf_map_delete_elem(&F(conntrack), &peer);
 	bpf_map_delete_elem(&F(conntrack), key);
 }
@@ -200,10 +202,22 @@ static __noinline void F(ct_heal)(const struct F(tuple) *tuple,
 	};
 
 	F(ct_peer_key)(&key, ct, tuple->proto);
-	if (bpf_map_lookup_elem(&F(conntrack), &key))
+	if (F(ct_find)(&key))
 		return;
 	F(ct_set_reply)(&peer, tuple);
 	bpf_map_update_elem(&F(conntrack), &key, &peer, BPF_NOEXIST);
+}
+
+/*
+ * Whether a flow that goes on in another tick is worth keeping: its client has
+ * heard the backend, and neither says that it ends.
+ */
+static __always_inline bool F(ct_lasts)(const struct packet *pkt,
+					const struct F(conntrack) *ct)
+{
+	return (ct->flags & (CT_REPLY | CT_SEEN_REPLY | CT_FIN | CT_RST)) ==
+		       CT_SEEN_REPLY &&
+	       !is_syn(pkt);
 }
 
 /* Notes what the packet says about its flow; writes only what is new. */
@@ -211,15 +225,21 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 					const struct F(tuple) *tuple,
 					struct F(conntrack) *ct, __u32 now)
 {
+	struct F(tuple) peer_key = {};
+	struct F(conntrack) *peer;
 	__u32 flags = 0;
 
 	if (pkt->tcp_flags & TCP_FIN)
 		flags |= CT_FIN;
 	if (pkt->tcp_flags & TCP_RST)
 		flags |= CT_RST;
+	if (flags && ct->flags & CT_KEPT) {
+		F(ct_peer_key)(&peer_key, ct, pkt->proto);
+		F(ct_let_go)(tuple, &peer_key);
+	}
 	if ((ct->flags & (CT_REPLY | CT_SEEN_REPLY)) == CT_REPLY) {
-		struct F(conntrack) *peer = F(ct_peer)(ct, pkt->proto);
-
+		F(ct_peer_key)(&peer_key, ct, pkt->proto);
+		peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
 		if (peer)
 			peer->flags |= CT_SEEN_REPLY;
 		flags |= CT_SEEN_REPLY;
@@ -230,6 +250,10 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 		ct->last_seen = now;
 		ct->route.ifindex = 0;
 		F(ct_heal)(tuple, ct);
+		if (F(ct_lasts)(pkt, ct)) {
+			F(ct_peer_key)(&peer_key, ct, pkt->proto);
+			F(ct_keep)(tuple, ct, &peer_key);
+		}
 	}
 }
 
@@ -255,11 +279,13 @@ static __always_inline bool F(ct_gives_way)(const struct F(tuple) *key,
 	struct F(tuple) peer_key = {};
 
 	F(ct_peer_key)(&peer_key, owner, key->proto);
-	peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
+	peer = F(ct_peek)(&peer_key);
 	if (F(ct_closed)(owner, peer))
 		idle = closed;
 	if (!F(ct_idle)(owner, peer, now, idle))
 		return false;
+	if (owner->flags & CT_KEPT)
+		F(ct_let_go)(key, &peer_key);
 	bpf_map_delete_elem(&F(conntrack), &peer_key);
 	return true;
 }
@@ -280,6 +306,8 @@ static __noinline long F(ct_create)(const struct F(tuple) *tuple,
 	F(reverse)(&key, target);
 	F(ct_set_reply)(flow, tuple);
 	flow->flags |= CT_REPLY;
+	/* The tuple of a flow that lasts is taken, though it was pushed out. */
+	F(ct_recall)(&key);
 	err = bpf_map_update_elem(&F(conntrack), &key, flow, BPF_NOEXIST);
 	if (err == -EEXIST) {
 		owner = bpf_map_lookup_elem(&F(conntrack), &key);

@@ -31,7 +31,7 @@ static __always_inline int F(serve_answer)(const struct __sk_buff *skb,
 	struct F(conntrack) *ct;
 	__u32 now;
 
-	ct = bpf_map_lookup_elem(&F(conntrack), tuple);
+	ct = F(ct_find)(tuple);
 	if (!ct || !(ct->flags & CT_REPLY))
 		return F(egress_unknown)(skb, pkt, tuple);
 	now = now_ticks();

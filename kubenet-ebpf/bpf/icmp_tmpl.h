@@ -143,7 +143,7 @@ static __noinline int F(translate_error)(struct __sk_buff *skb,
 	copy(rare->from, rare->tuple);
 	if (!F(find_quoted)(skb, rare))
 		return TC_ACT_UNSPEC;
-	ct = bpf_map_lookup_elem(&F(conntrack), &rare->tuple);
+	ct = F(ct_peek)(&rare->tuple);
 	if (!ct)
 		return TC_ACT_UNSPEC;
 	if (rare->quote.proto == IPPROTO_UDP &&

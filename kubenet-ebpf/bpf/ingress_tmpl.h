@@ -39,7 +39,7 @@ static __always_inline int F(serve)(const struct packet *pkt,
 	struct F(conntrack) *ct;
 	__u32 now;
 
-	ct = bpf_map_lookup_elem(&F(conntrack), tuple);
+	ct = F(ct_find)(tuple);
 	if (!ct)
 		return NEW_FLOW;
 	now = now_ticks();

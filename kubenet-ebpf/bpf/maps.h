@@ -80,6 +80,21 @@ struct {
 	__type(value, struct conntrack6);
 } conntrack6 SEC(".maps");
 
+/* Copies of entries of flows that have lasted: see established_tmpl.h. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct tuple4);
+	__type(value, struct conntrack4);
+} established4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct tuple6);
+	__type(value, struct conntrack6);
+} established6 SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);

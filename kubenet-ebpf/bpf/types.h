@@ -131,6 +131,7 @@ struct tuple6 {
 #define CT_FIN		0x04	/* a FIN was seen in this entry's direction */
 #define CT_RST		0x08	/* closed by a reset */
 #define CT_SNAT		0x10	/* the source was replaced, too */
+#define CT_KEPT		0x20	/* `established` has a copy */
 
 /* Of a flow's last packet, believed until the entry's tick is over. */
 struct route4 {

@@ -27,6 +27,10 @@ pub struct MapSizes {
     /// Connections of each address family, times two: one entry for each direction. The least recently used
     /// make room for new ones.
     pub connections: u32,
+    /// Connections of each address family, times two, that no flood pushes out: those that were answered and
+    /// went on a second later. About 120 bytes an entry, taken at once. Among themselves, too, the least
+    /// recently used make room.
+    pub established: u32,
     /// Clients, of each address family, that stay with a backend of a Service port; about 80 bytes each, taken
     /// at once. The least recently seen make room for new ones.
     pub affinities: u32,
@@ -49,6 +53,7 @@ impl Default for MapSizes {
             backends4: 1 << 18,
             backends6: 1 << 18,
             connections: 131_072,
+            established: 65_536,
             affinities: 131_072,
             sockets: 65_536,
             node_addresses: 256,
@@ -75,6 +80,7 @@ impl MapSizes {
             backends4,
             backends6,
             connections,
+            established,
             affinities,
             sockets,
             node_addresses,
@@ -87,6 +93,7 @@ impl MapSizes {
             ("backends4", backends4, 2, MOST),
             ("backends6", backends6, 2, MOST),
             ("connections", connections, 2, MOST),
+            ("established", established, 2, MOST),
             ("affinities", affinities, 1, MOST),
             ("sockets", sockets, 1, MOST),
             ("node_addresses", node_addresses, 1, MOST_ADDRESSES),

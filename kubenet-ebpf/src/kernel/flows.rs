@@ -1,15 +1,11 @@
 //! Which flows live: what would be cut if the datapath ended.
 
-use std::{collections::HashMap, io, os::fd::AsFd};
+use std::io;
 
-use aya::maps::IterableMap;
 use kubenet_core::{datapath::DatapathError, model::Protocol};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{
-    maps::{FamilyMaps, Maps},
-    sys,
-};
+use super::maps::{FamilyMaps, Maps};
 use crate::layout::{Address, CLOCK_SHIFT, CT_FIN, CT_REPLY, CT_RST, CT_SEEN_REPLY, Conntrack, Tuple};
 
 /// Seconds without a packet after which a flow counts as gone, though nobody closed it.
@@ -40,20 +36,13 @@ pub(crate) fn count(maps: &Maps) -> Result<u64, DatapathError> {
 }
 
 fn count_family<A: Address>(maps: &FamilyMaps<A>, now: u32) -> io::Result<u64> {
-    let mut forward = Vec::new();
-    let mut replies = HashMap::new();
-    sys::for_each(maps.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
-        if entry.flags & CT_REPLY == 0 {
-            forward.push((tuple, entry));
-        } else {
-            replies.insert(tuple, (entry.flags, entry.last_seen));
-        }
-    })?;
-    let live = forward.iter().filter(|(tuple, entry)| {
-        let reply = replies.get(&reply_tuple(tuple, entry)).copied();
+    let flows = maps.flows()?;
+    let forward = flows.iter().filter(|(_, entry)| entry.flags & CT_REPLY == 0);
+    let live = forward.filter(|(tuple, entry)| {
+        let reply = flows.get(&reply_tuple(tuple, entry)).map(|entry| (entry.flags, entry.last_seen));
         is_live(tuple.proto, (entry.flags, entry.last_seen), reply, now)
             // A pair that was taken away while it was read: its way back was gone already.
-            && (reply.is_some() || maps.conntrack.get(tuple, 0).is_ok_and(|now| now == *entry))
+            && (reply.is_some() || maps.has_flow(tuple, entry))
     });
     Ok(live.count() as u64)
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, fs, net::SocketAddr, os::fd::AsFd, path::Path, time::Duration};
 
-use aya::maps::{IterableMap, MapData};
+use aya::maps::MapData;
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
     model::{IpFamily, Protocol},
@@ -20,7 +20,7 @@ use crate::{
     error::caused,
     layout::{
         Addr4, Addr6, Address, AffinityKey, Be16, CLOCK_SHIFT, CONFIG_DRAINING, CT_FIN, CT_REPLY, CT_RST,
-        CT_SEEN_REPLY, Choice, Conntrack, Tuple,
+        CT_SEEN_REPLY, Choice,
     },
     names::decode_name,
     pin,
@@ -138,11 +138,8 @@ fn connections<A: Address>(
     found: &mut Vec<Connection>,
 ) -> std::io::Result<()> {
     let at = |address: A, port: Be16| SocketAddr::new(address.into(), port.into());
-    sys::for_each(maps.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
-        let Some(protocol) = Protocol::from_number(tuple.proto) else { return };
-        if entry.flags & CT_REPLY != 0 {
-            return;
-        }
+    for (tuple, entry) in maps.flows()?.into_iter().filter(|(_, entry)| entry.flags & CT_REPLY == 0) {
+        let Some(protocol) = Protocol::from_number(tuple.proto) else { continue };
         found.push(Connection {
             protocol,
             client: at(tuple.saddr, tuple.sport),
@@ -154,7 +151,8 @@ fn connections<A: Address>(
             is_answered: entry.flags & CT_SEEN_REPLY != 0,
             is_closing: entry.flags & (CT_FIN | CT_RST) != 0,
         });
-    })
+    }
+    Ok(())
 }
 
 /// Of ticks of the coarse clock.

@@ -45,6 +45,8 @@ pub(crate) struct FamilyMaps<A: Address> {
     pub(super) cluster_ips: HashMap<MapData, A, u32>,
     pub(crate) backends: Mapped<layout::Backend<A>>,
     pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
+    /// Copies of what lasts in `conntrack`, which may have lost it.
+    pub(super) established: HashMap<MapData, Tuple<A>, Conntrack<A>>,
     pub(crate) node_addrs: HashMap<MapData, A, u32>,
     pub(crate) pod_cidrs: LpmTrie<MapData, A, u32>,
     pub(super) source_ranges: LpmTrie<MapData, SourceRange<A>, u32>,
@@ -86,6 +88,7 @@ impl<A: Address> FamilyMaps<A> {
             cluster_ips: take(source, &name("cluster_ips"), HashMap::try_from)?,
             backends: take(source, &name("backends"), mapped)?,
             conntrack: take(source, &name("conntrack"), HashMap::try_from)?,
+            established: take(source, &name("established"), HashMap::try_from)?,
             node_addrs: take(source, &name("node_addrs"), HashMap::try_from)?,
             pod_cidrs: take(source, &name("pod_cidrs"), LpmTrie::try_from)?,
             source_ranges: take(source, &name("source_ranges"), LpmTrie::try_from)?,
@@ -134,11 +137,32 @@ impl<A: Address> FamilyMaps<A> {
         self.backends.load_word(id, size_of::<layout::Backend<A>>() / 4 - 1)
     }
 
+    /// Every entry of a flow, and every copy of one.
+    fn entries(&self, mut visit: impl FnMut(Tuple<A>, Conntrack<A>)) -> io::Result<()> {
+        sys::for_each(self.conntrack.map().fd().as_fd(), &mut visit)?;
+        sys::for_each(self.established.map().fd().as_fd(), visit)
+    }
+
+    /// The entry of every flow, one for each direction, be it only the copy.
+    pub(super) fn flows(&self) -> io::Result<std::collections::HashMap<Tuple<A>, Conntrack<A>>> {
+        let mut flows = std::collections::HashMap::new();
+        self.entries(|tuple, entry| {
+            flows.entry(tuple).or_insert(entry);
+        })?;
+        Ok(flows)
+    }
+
+    /// Whether the entry is still there, and the same.
+    pub(super) fn has_flow(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
+        let is = |map: &HashMap<_, _, _>| map.get(tuple, 0).is_ok_and(|now| now == *entry);
+        is(&self.conntrack) || is(&self.established)
+    }
+
     /// Forgets these UDP flows, and which backend the node's sockets had for them.
     fn cut(&mut self, family: IpFamily, is_stale: &dyn Fn(StaleFlows) -> bool) -> Result<(), MapError> {
         let stale = |service, backend| is_stale(StaleFlows { family, service, backend });
         let mut tuples = Vec::new();
-        sys::for_each(self.conntrack.map().fd().as_fd(), |tuple: Tuple<A>, entry: Conntrack<A>| {
+        self.entries(|tuple, entry| {
             if tuple.proto == Protocol::Udp.number() && stale(entry.service, entry.backend) {
                 tuples.push(tuple);
             }
@@ -149,6 +173,8 @@ impl<A: Address> FamilyMaps<A> {
                 sockets.push(key);
             }
         })?;
+        // The copies first, or a packet takes one back.
+        tuples.iter().try_for_each(|tuple| deleted(self.established.remove(tuple)))?;
         tuples.iter().try_for_each(|tuple| deleted(self.conntrack.remove(tuple)))?;
         sockets.iter().try_for_each(|key| deleted(self.socket_peers.remove(key)))
     }

@@ -15,7 +15,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
 
 /// The maps whose sizes are settings.
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 21] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 23] {
     let names = sizes.service_names();
     [
         ("services4", sizes.services),
@@ -28,6 +28,8 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 21] {
         ("backends6", sizes.backends6),
         ("conntrack4", sizes.connections),
         ("conntrack6", sizes.connections),
+        ("established4", sizes.established),
+        ("established6", sizes.established),
         ("affinity4", sizes.affinities),
         ("affinity6", sizes.affinities),
         ("socket_peers4", sizes.sockets),

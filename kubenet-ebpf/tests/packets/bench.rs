@@ -164,6 +164,8 @@ impl Bench {
         for map in [
             "conntrack4",
             "conntrack6",
+            "established4",
+            "established6",
             "affinity4",
             "affinity6",
             "socket_peers4",
@@ -347,6 +349,8 @@ impl Bench {
         empty::<40, 40>(self.map_mut("fragments6"));
         empty::<16, 44>(self.map_mut("conntrack4"));
         empty::<40, 80>(self.map_mut("conntrack6"));
+        empty::<16, 44>(self.map_mut("established4"));
+        empty::<40, 80>(self.map_mut("established6"));
     }
 
     /// Changes the backends of a frontend, which stays the same Service's.

@@ -74,8 +74,10 @@ impl Bench {
                 map.insert(key, value, 0).expect("insert");
             }
         }
-        age::<16, 44>(self.map_mut("conntrack4"), 24, ticks);
-        age::<40, 80>(self.map_mut("conntrack6"), 48, ticks);
+        for (v4, v6) in [("conntrack4", "conntrack6"), ("established4", "established6")] {
+            age::<16, 44>(self.map_mut(v4), 24, ticks);
+            age::<40, 80>(self.map_mut(v6), 48, ticks);
+        }
         age::<16, 16>(self.map_mut("fragments4"), 8, ticks);
         age::<40, 40>(self.map_mut("fragments6"), 32, ticks);
     }

@@ -22,6 +22,7 @@ mod tap;
 mod affinity;
 mod choice;
 mod errors;
+mod established;
 mod extensions;
 mod flows;
 mod fragments;
