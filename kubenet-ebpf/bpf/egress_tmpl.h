@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a process of this node sends to a Service that drops: its socket was let
- * pass, and the packet must not leave.
+ * What a process of this node sends to a Service by its own name must not leave:
+ * its socket was let pass as the Service drops, or was connected before the
+ * Service had endpoints or the hooks were there. A UDP socket of that kind is
+ * told, so that it connects again.
  */
 static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
 					     const struct packet *pkt,
@@ -19,7 +21,21 @@ static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
 	if (service && !service->internal_count &&
 	    service->flags & SVC_INTERNAL_DROP)
 		return drop(METRIC_DROP_NO_LOCAL_BACKEND);
+	if (service && pkt->proto == IPPROTO_UDP &&
+	    bpf_map_lookup_elem(&F(cluster_ips), &tuple->daddr))
+		return REJECT;
 	return TC_ACT_UNSPEC;
+}
+
+/* Tells a process of this node that its packet is refused. */
+static __always_inline int F(reject_own)(struct __sk_buff *skb,
+					 const struct packet *pkt,
+					 const struct F(tuple) *tuple)
+{
+	if (F(reject)(skb, pkt, tuple) != TC_ACT_REDIRECT)
+		return TC_ACT_SHOT;
+	/* The answer is for this side of the device. */
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
 /* As serve(), of answers. */
@@ -63,6 +79,8 @@ static __always_inline int F(egress)(struct __sk_buff *skb)
 		break;
 	}
 	verdict = F(serve_answer)(skb, &pkt, &tuple, &target);
+	if (verdict == REJECT)
+		return F(reject_own)(skb, &pkt, &tuple);
 	if (verdict != TRANSLATE)
 		return verdict;
 	if (F(rewrite)(skb, &pkt, &tuple, &target, pkt.ttl))

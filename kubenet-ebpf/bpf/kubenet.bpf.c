@@ -9,6 +9,7 @@
 #include "maglev.h"
 #include "service.h"
 #include "sockets.h"
+#include "connected.h"
 
 #define FAMILY 4
 #include "family_tmpl.h"
@@ -130,8 +131,11 @@ static __always_inline int sock_dial_ipv4(struct bpf_sock_addr *ctx,
 	struct service_key4 key;
 	int verdict;
 
-	if (!sock_takes_new(ctx))
+	if (!sock_takes_new(ctx)) {
+		if (!sticky)
+			forget_connected(ctx);
 		return SOCK_ALLOW;
+	}
 	key = sock_read4(ctx, ctx->user_ip4);
 	verdict = sock_dial4(ctx, &key, sticky);
 	if (verdict == SOCK_ALLOW) {
@@ -147,8 +151,11 @@ static __always_inline int sock_dial_ipv6(struct bpf_sock_addr *ctx,
 	struct service_key6 key;
 	int verdict;
 
-	if (!sock_takes_new(ctx))
+	if (!sock_takes_new(ctx)) {
+		if (!sticky)
+			forget_connected(ctx);
 		return SOCK_ALLOW;
+	}
 	if (sock_is_mapped(ctx)) {
 		struct service_key4 mapped = sock_read4(ctx, ctx->user_ip6[3]);
 
@@ -244,6 +251,19 @@ SEC("cgroup/getpeername6")
 int kubenet_getpeername6(struct bpf_sock_addr *ctx)
 {
 	return sock_name_ipv6(ctx);
+}
+
+/* A UDP socket is closed. */
+SEC("cgroup/sock_release")
+int kubenet_sock_release(struct bpf_sock *ctx)
+{
+	__u64 cookie;
+
+	if (ctx->protocol == IPPROTO_UDP) {
+		cookie = bpf_get_socket_cookie(ctx);
+		bpf_map_delete_elem(&socket_flows, &cookie);
+	}
+	return SOCK_ALLOW;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -188,6 +188,15 @@ struct {
 	__type(value, struct socket_peer6);
 } socket_peers6 SEC(".maps");
 
+/* Of connected UDP sockets, for user space to find those whose backend goes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct socket_flow);
+} socket_flows SEC(".maps");
+
 /* Never read here: it lets user space read the whole table back. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

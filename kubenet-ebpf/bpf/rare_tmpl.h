@@ -134,6 +134,8 @@ __noinline int F(egress_rare)(struct __sk_buff *skb)
 					  &rare->target);
 		return verdict == TOO_BIG ? drop(METRIC_DROP_ROUTE) : verdict;
 	}
+	if (verdict == REJECT)
+		return F(reject_own)(skb, &rare->pkt, &rare->tuple);
 	if (verdict != TRANSLATE)
 		return verdict;
 	if (F(rewrite_rare)(skb, &rare->pkt, &rare->tuple, &rare->target,

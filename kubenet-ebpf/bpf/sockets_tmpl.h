@@ -46,6 +46,25 @@ static __always_inline void F(sock_client)(struct F(tuple) *client)
 		F(snat)(&client->saddr, cfg);
 }
 
+/* What this connect() is translated to. Where the map is full, nobody knows later. */
+static __always_inline void F(remember_connected)(
+	struct bpf_sock_addr *ctx, __u64 cookie,
+	const struct F(service_key) *frontend,
+	const struct F(service_key) *backend, __u32 service)
+{
+	struct socket_flow flow = {
+		.port = backend->port,
+		.frontend_port = frontend->port,
+		.service = service,
+	};
+
+	if (ctx->protocol != IPPROTO_UDP)
+		return;
+	F(any_family)(flow.addr, (const __be32 *)&backend->addr);
+	F(any_family)(flow.frontend, (const __be32 *)&frontend->addr);
+	bpf_map_update_elem(&socket_flows, &cookie, &flow, BPF_ANY);
+}
+
 static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 					struct F(service_key) *key, bool sticky)
 {
@@ -69,9 +88,14 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 			count(METRIC_REJECTED);
 			return sock_refuse(ECONNREFUSED);
 		}
+		/* What a connected IPv4 socket of IPv6 sends comes here, too. */
+		if (sticky && is_connected(ctx->sk))
+			return SOCK_ALLOW;
 		/* A backend dialled by its own name keeps it. */
 		F(sock_key)(&socket, cookie, key, PEER_BACKEND);
 		bpf_map_delete_elem(&F(socket_peers), &socket);
+		if (!sticky)
+			forget_connected(ctx);
 		return SOCK_ALLOW;
 	}
 	F(sock_client)(&client);
@@ -92,12 +116,21 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		 * Silence: the packets go out as they are, and the program at
 		 * the device drops them. Those to a node port would stay here.
 		 */
-		if (service->flags & SVC_INTERNAL_DROP && !is_zero(lookup.addr))
+		if (service->flags & SVC_INTERNAL_DROP &&
+		    !is_zero(lookup.addr)) {
+			if (!sticky)
+				forget_connected(ctx);
 			return SOCK_ALLOW;
+		}
 		count(METRIC_REJECTED);
 		return sock_refuse(service->flags & SVC_INTERNAL_DROP
 					   ? EHOSTUNREACH
 					   : ECONNREFUSED);
+	}
+	/* It was connected before the Service had a backend to give. */
+	if (sticky && F(is_connected_to)(ctx->sk, key)) {
+		count(METRIC_REJECTED);
+		return sock_refuse(ECONNREFUSED);
 	}
 	F(choice)(&choice, service, false, &client);
 	if (!backend && service->affinity)
@@ -117,6 +150,8 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	key->port = backend->port;
 	F(sock_key)(&socket, cookie, key, PEER_BACKEND);
 	bpf_map_update_elem(&F(socket_peers), &socket, &peer, BPF_ANY);
+	if (!sticky)
+		F(remember_connected)(ctx, cookie, &lookup, key, peer.service);
 	return SOCK_ALLOW;
 }
 

@@ -289,6 +289,18 @@ struct socket_peer6 {
 	__u32 generation;
 };
 
+/*
+ * The backend that a connected UDP socket was given, by the socket's cookie: it
+ * goes with the socket, and with the next connect().
+ */
+struct socket_flow {
+	__be32 addr[4];		/* of the backend; an IPv4 one as ::ffff:a.b.c.d */
+	__be32 frontend[4];	/* key of the map of services, in the same form */
+	__be16 port;
+	__be16 frontend_port;
+	__u32 service;		/* struct service.id */
+};
+
 /* ---- counters: one per reason, per CPU, index into `metrics` ---- */
 
 enum metric {

@@ -34,7 +34,8 @@ pub struct MapSizes {
     /// Clients, of each address family, that stay with a backend of a Service port; about 80 bytes each, taken
     /// at once. The least recently seen make room for new ones.
     pub affinities: u32,
-    /// Sockets of this node, of each address family, that talk to a Service.
+    /// Sockets of this node, of each address family, that talk to a Service. Of connected UDP sockets that are open
+    /// at one time, so many follow the backends.
     pub sockets: u32,
     /// Addresses of this node, of each family, and ranges of loopback addresses with node ports.
     pub node_addresses: u32,

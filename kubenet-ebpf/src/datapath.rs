@@ -146,8 +146,10 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
         capabilities.features.insert(Feature::LoopbackNodePorts);
     }
     capabilities.local_backends_see_client = true;
-    capabilities.node_udp_follows = false;
+    capabilities.node_udp_follows =
+        builder.cgroup.is_some() && engine::cuts_udp_sockets(builder.network_namespace.as_deref());
     capabilities.keep_on_close = is_pinned;
+    let follows = capabilities.node_udp_follows;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
     add(
         "UDP flows at a swap",
@@ -198,11 +200,19 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
             "this node's own processes",
             "they reach no Service: translation at their sockets needs a cgroup (EbpfBuilder::cgroup)",
         );
+    } else if follows {
+        add(
+            "connected UDP sockets of this node",
+            "their address is translated once, when they connect: when that backend goes, they get ECONNABORTED and \
+             must connect again, which fails while there is none; sockets that are not connected choose again by \
+             themselves",
+        );
     } else {
         add(
             "connected UDP sockets of this node",
             "their address is translated once, when they connect: they stay with that backend, also when it is \
-             gone, and connecting fails while there is none; sockets that are not connected choose again",
+             gone, as this kernel cuts no sockets (CONFIG_INET_DIAG_DESTROY), and connecting fails while there is \
+             none; sockets that are not connected choose again",
         );
     }
     if builder.cgroup.is_some() {

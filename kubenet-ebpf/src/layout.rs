@@ -293,6 +293,18 @@ pub(crate) struct SocketPeer<A> {
     pub(crate) generation: u32,
 }
 
+/// `struct socket_flow`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SocketFlow {
+    /// Of the backend; an IPv4 one is mapped to IPv6, as that of the frontend.
+    pub(crate) addr: Addr6,
+    pub(crate) frontend: Addr6,
+    pub(crate) port: Be16,
+    pub(crate) frontend_port: Be16,
+    pub(crate) service: u32,
+}
+
 /// `struct service_name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -331,6 +343,7 @@ unsafe impl Pod for ServiceName {}
 unsafe impl Pod for SocketKey4 {}
 unsafe impl Pod for SocketKey6 {}
 unsafe impl<A: Address> Pod for SocketPeer<A> {}
+unsafe impl Pod for SocketFlow {}
 
 // The sizes are the sums of the fields: no padding hides anywhere.
 const _: () = {
@@ -353,6 +366,7 @@ const _: () = {
     assert!(size_of::<SocketKey6>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<SocketPeer<Addr4>>() == 4 + 2 + 2 + 3 * 4);
     assert!(size_of::<SocketPeer<Addr6>>() == 16 + 2 + 2 + 3 * 4);
+    assert!(size_of::<SocketFlow>() == 2 * 16 + 2 * 2 + 4);
     assert!(size_of::<ServiceName>() == 4 + SERVICE_NAME_TEXT);
 };
 

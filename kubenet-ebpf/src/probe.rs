@@ -14,6 +14,9 @@ pub struct Probe {
     /// Whether a socket of this node that dials a Service without backends gets `ECONNREFUSED` (kernel 5.18).
     /// Otherwise it gets `EPERM`.
     pub connect_refused: bool,
+    /// Whether connected UDP sockets of this node's processes are cut when their backend goes, so that they connect
+    /// again (`CONFIG_INET_DIAG_DESTROY`). Otherwise they stay with it.
+    pub cuts_udp_sockets: bool,
 }
 
 /// Finds out whether [`EbpfDatapath`](crate::EbpfDatapath) can run here. Changes nothing.

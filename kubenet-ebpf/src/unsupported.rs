@@ -64,6 +64,10 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
     unsupported("probe")
 }
 
+pub(crate) fn cuts_udp_sockets(_: Option<&Path>) -> bool {
+    false
+}
+
 impl Engine {
     pub(crate) fn start(
         _: EbpfBuilder,

@@ -132,10 +132,10 @@ fn socket_programs_that_somebody_detached_are_attached_again() {
     let table = routes(&lab);
     replace(&datapath, &table);
     let all = links::detach(|link| link.cgroup == number);
-    assert_eq!(all, 8);
+    assert_eq!(all, 9);
     assert!(lab.http_get(Place::Node(Node::A), service(V4, 1), SOON / 8).is_err(), "nobody translates");
     found_and_repaired(&lab, &datapath, &table, "kubenet_connect4");
-    assert_eq!(links::count(|link| link.cgroup == number), 8);
+    assert_eq!(links::count(|link| link.cgroup == number), 9);
     drop(datapath);
     assert_eq!(links::count(|link| link.cgroup == number), 0);
 }
@@ -173,7 +173,7 @@ fn a_cgroup_that_goes_fails_no_update_and_is_served_when_it_comes_back() {
     replace(&datapath, &table);
     assert!(block_on(datapath.drift(&table)).unwrap().is_none());
     let number = fs::metadata(&below).unwrap().ino();
-    assert_eq!(links::count(|link| link.cgroup == number), 8);
+    assert_eq!(links::count(|link| link.cgroup == number), 9);
     drop(datapath);
     fs::remove_dir(&below).unwrap();
 }

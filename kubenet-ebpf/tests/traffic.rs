@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "traffic/connected.rs"]
+mod connected;
 mod support;
 
 use std::{

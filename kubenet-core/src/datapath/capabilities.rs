@@ -98,7 +98,8 @@ pub struct Capabilities {
     /// masquerades it.
     pub local_backends_see_client: bool,
     /// A connected UDP socket of this node itself follows the backends: it moves when its backend goes, and is
-    /// served when one appears ([L2]). Pods and clients outside always do.
+    /// served when one appears ([L2]). It may get `ECONNABORTED` then, and must connect again. Pods and clients
+    /// outside always follow.
     ///
     /// [L2]: crate::resolve
     pub node_udp_follows: bool,

@@ -21,7 +21,7 @@ use crate::{
     ids::Handle,
     layout::{
         self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
-        Conntrack, Service, ServiceKey, ServiceName, SocketKey, SocketPeer, SourceRange, Tuple,
+        Conntrack, Service, ServiceKey, ServiceName, SocketFlow, SocketKey, SocketPeer, SourceRange, Tuple,
     },
     state::StaleFlows,
 };
@@ -34,6 +34,8 @@ pub(crate) struct Maps {
     pub(crate) config: Mapped<Config>,
     pub(crate) loopback: LpmTrie<MapData, Addr4, u32>,
     pub(super) names: HashMap<MapData, u32, ServiceName>,
+    /// By the cookies of sockets.
+    pub(super) socket_flows: HashMap<MapData, u64, SocketFlow>,
     metrics: PerCpuArray<MapData, u64>,
     /// What is going on, for errors.
     pub(crate) operation: &'static str,
@@ -224,6 +226,7 @@ impl Maps {
             loopback: take(source, "loopback_nets", LpmTrie::try_from)?,
             config: take(source, "config", mapped)?,
             names: take(source, "service_names", HashMap::try_from)?,
+            socket_flows: take(source, "socket_flows", HashMap::try_from)?,
             metrics: take(source, "metrics", PerCpuArray::try_from)?,
             operation: "build",
         })

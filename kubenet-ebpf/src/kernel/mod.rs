@@ -2,7 +2,9 @@
 
 mod attach;
 mod bridge;
+mod connected;
 mod flows;
+mod follow;
 mod inspect;
 mod link;
 mod maps;
@@ -31,7 +33,12 @@ use self::{
     attach::{Attachments, Programs},
     maps::Maps,
 };
-pub(crate) use self::{inspect::Inspection, probe::probe, start::open_pins, unpin::remove_pins};
+pub(crate) use self::{
+    inspect::Inspection,
+    probe::{cuts_udp_sockets, probe},
+    start::open_pins,
+    unpin::remove_pins,
+};
 use crate::{
     MapSizes, Metric, Metrics,
     decode::Snapshot,
@@ -83,6 +90,7 @@ impl Engine {
         self.state.revision = table.revision();
         self.attachments.ensure(&mut self.programs, OPERATION)?;
         self.set_draining(false);
+        self.cut_sockets();
         Ok(self.report(outcome, begin))
     }
 
@@ -111,9 +119,14 @@ impl Engine {
             .iter()
             .filter(|route| state.get(&route.frontend).is_none_or(|p| p.route != **route))
             .map(Arc::clone)
-            .collect();
-        let removals = delta.removals.iter().filter(|f| state.get(f).is_some()).copied().collect();
+            .collect::<Vec<Arc<Route>>>();
+        let removals: Vec<Frontend> =
+            delta.removals.iter().filter(|f| state.get(f).is_some()).copied().collect();
+        let may_cut = follow::may_cut(state, &upserts, &removals);
         let outcome = self.program(OPERATION, (upserts, removals));
+        if may_cut {
+            self.cut_sockets();
+        }
         self.state.revision = delta.revision;
         // Later, only `replace` looks at every interface: the cost of a change is that of what changes.
         if !self.attachments.is_active() {

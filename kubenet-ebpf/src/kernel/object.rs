@@ -15,7 +15,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
 
 /// The maps whose sizes are settings.
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 23] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 24] {
     let names = sizes.service_names();
     [
         ("services4", sizes.services),
@@ -34,6 +34,7 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 23] {
         ("affinity6", sizes.affinities),
         ("socket_peers4", sizes.sockets),
         ("socket_peers6", sizes.sockets),
+        ("socket_flows", sizes.sockets),
         ("node_addrs4", sizes.node_addresses),
         ("node_addrs6", sizes.node_addresses),
         ("pod_cidrs4", sizes.pod_cidrs),

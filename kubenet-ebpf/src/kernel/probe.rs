@@ -1,6 +1,6 @@
 //! What the kernel can do. Loads trial programs of a few instructions at most, and nothing stays.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, thread};
 
 use aya::{
     programs::{ProgramError, ProgramType},
@@ -8,7 +8,7 @@ use aya::{
 };
 use kubenet_core::datapath::{DatapathError, ErrorKind};
 
-use super::link;
+use super::{connected, link, netns};
 use crate::{
     Probe,
     error::{caused, error},
@@ -50,7 +50,15 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         tcx: link::has_tcx(),
         connect_refused,
+        cuts_udp_sockets: connected::can_destroy(),
     })
+}
+
+/// Whether connected UDP sockets of a network namespace can be cut; of this thread's, where none is named.
+pub(crate) fn cuts_udp_sockets(namespace: Option<&Path>) -> bool {
+    let Some(path) = namespace else { return connected::can_destroy() };
+    let inside = || netns::enter(path).is_ok() && connected::can_destroy();
+    thread::scope(|scope| scope.spawn(inside).join()).unwrap_or(false)
 }
 
 /// Whether the programs have a clock that is cheap to read (kernel 5.11).

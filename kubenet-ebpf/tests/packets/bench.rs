@@ -457,8 +457,10 @@ impl Bench {
     pub fn verified_instructions(&mut self) -> Vec<(String, u32)> {
         let programs = self.ebpf.programs_mut();
         let info = programs.map(|(name, program)| {
-            if let Program::CgroupSockAddr(program) = program {
-                without_signals(|| program.load());
+            match program {
+                Program::CgroupSockAddr(program) => without_signals(|| program.load()),
+                Program::CgroupSock(program) => without_signals(|| program.load()),
+                _ => {}
             }
             (name.to_owned(), program.info().expect("loaded"))
         });

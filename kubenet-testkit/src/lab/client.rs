@@ -4,6 +4,7 @@ use std::{
     fmt,
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -99,14 +100,15 @@ impl Lab {
         self.udp_flow(from, to)?.ask(timeout)
     }
 
-    /// Opens a connected UDP socket that can be asked again and again.
+    /// Opens a connected UDP socket that can be asked again and again. Where connecting fails, each question tries
+    /// again.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// The socket could not be opened.
     pub fn udp_flow(&self, from: impl Into<Place>, to: SocketAddr) -> Result<UdpFlow, RequestError> {
         let socket = self.netns(&from.into())?.socket_for(to, Type::DGRAM).map_err(RequestError::Io)?;
-        socket.connect(&to.into()).map_err(|e| RequestError::from_io(e, Duration::ZERO))?;
-        Ok(UdpFlow { socket: socket.into(), to })
+        let connected = socket.connect(&to.into()).is_ok();
+        Ok(UdpFlow { socket: socket.into(), to, connected: connected.into() })
     }
 }
 
@@ -201,11 +203,12 @@ fn complete_response(input: &[u8]) -> Result<Option<Body>, RequestError> {
     }
 }
 
-/// A connected UDP socket to a server of the lab.
+/// A connected UDP socket to a server of the lab. When it is cut, the next question connects it again.
 #[derive(Debug)]
 pub struct UdpFlow {
     socket: UdpSocket,
     to: SocketAddr,
+    connected: AtomicBool,
 }
 
 impl UdpFlow {
@@ -217,7 +220,7 @@ impl UdpFlow {
     /// Sends one datagram and waits for its answer.
     ///
     /// # Errors
-    /// Refused, or nothing came in time. The next datagram may be answered all the same.
+    /// Refused, cut, or nothing came in time. The next datagram may be answered all the same.
     pub fn ask(&self, timeout: Duration) -> Result<Answer, RequestError> {
         self.ask_at_length(1, timeout)
     }
@@ -229,6 +232,20 @@ impl UdpFlow {
     pub fn ask_at_length(&self, length: usize, timeout: Duration) -> Result<Answer, RequestError> {
         let begin = Instant::now();
         let sort = |error| RequestError::from_io(error, timeout);
+        if !self.connected.load(Ordering::Relaxed) {
+            self.socket.connect(self.to).map_err(sort)?;
+            self.connected.store(true, Ordering::Relaxed);
+        }
+        let sort = |error: io::Error| {
+            // Who sends is told only that the socket is connected to nobody any more.
+            let is_gone = error.raw_os_error() == Some(nix::libc::EDESTADDRREQ);
+            let why = if is_gone { self.socket.take_error().ok().flatten() } else { None };
+            let error = why.unwrap_or(error);
+            if is_gone || error.kind() == io::ErrorKind::ConnectionAborted {
+                self.connected.store(false, Ordering::Relaxed);
+            }
+            sort(error)
+        };
         self.socket.set_read_timeout(Some(timeout.max(Duration::from_millis(1)))).map_err(sort)?;
         match self.socket.send(&vec![b'?'; length]) {
             // A rule of the client's own host took it: lost like any other, unless an ICMP error follows.

@@ -18,7 +18,7 @@ use nix::{
 use crate::error::caused;
 
 /// Programs of the socket hooks, and what they hang at (`enum bpf_attach_type`).
-pub(super) const SOCKET_PROGRAMS: [(&str, u32); 8] = [
+pub(super) const SOCKET_PROGRAMS: [(&str, u32); 9] = [
     ("kubenet_connect4", 10),
     ("kubenet_connect6", 11),
     ("kubenet_sendmsg4", 14),
@@ -27,6 +27,7 @@ pub(super) const SOCKET_PROGRAMS: [(&str, u32); 8] = [
     ("kubenet_recvmsg6", 20),
     ("kubenet_getpeername4", 29),
     ("kubenet_getpeername6", 30),
+    ("kubenet_sock_release", 34),
 ];
 
 /// The verifier gives up with `EAGAIN` when the thread is notified of something.
@@ -74,8 +75,10 @@ impl Programs {
 
     /// The file descriptor of a program for sockets.
     pub(super) fn socket_fd(&self, name: &str) -> Result<BorrowedFd<'_>, ProgramError> {
-        let program: &CgroupSockAddr = self.ebpf.program(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
-        Ok(program.fd()?.as_fd())
+        match self.ebpf.program(name).ok_or(ProgramError::NotLoaded)? {
+            Program::CgroupSock(program) => Ok(program.fd()?.as_fd()),
+            program => Ok(<&CgroupSockAddr>::try_from(program)?.fd()?.as_fd()),
+        }
     }
 }
 
@@ -87,7 +90,8 @@ fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<BTreeMap<String, u32>
             Program::CgroupSockAddr(program) if sockets => {
                 program.load().and_then(|()| Ok(program.info()?.id()))
             }
-            Program::CgroupSockAddr(_) => Ok(0),
+            Program::CgroupSock(program) if sockets => program.load().and_then(|()| Ok(program.info()?.id())),
+            Program::CgroupSockAddr(_) | Program::CgroupSock(_) => Ok(0),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         let mut result = load();
