@@ -322,7 +322,9 @@ impl Engine {
             let family = tools.family;
             let removed = tools.save().and_then(|text| {
                 let saved = Saved::parse(&text, &self.context.names);
-                if let Some(left) = Work::towards(family, &saved, &Chains::new(), &[]).run(tools)? {
+                if let Some(left) =
+                    Work::towards(family, &saved, &Chains::new(), &[]).run(tools, &self.context.names)?
+                {
                     return Err(left);
                 }
                 self.remove_canary(tools)?;

@@ -152,6 +152,12 @@ impl Names {
         ["-SVC-", "-SVL-"].iter().any(|kind| self.is_of_kind(chain, kind))
     }
 
+    /// Whether a chain picks a backend or translates to one, and does it alike whoever leads to it. So it is in
+    /// kube-proxy's layout, too.
+    pub(crate) fn picks(&self, chain: &ChainName) -> bool {
+        self.is_set(chain) || self.is_set_part(chain) || self.is_of_kind(chain, "-SEP-")
+    }
+
     fn is_of_kind(&self, chain: &ChainName, kind: &str) -> bool {
         let rest = chain.as_ref().strip_prefix(self.prefix.as_str());
         rest.is_some_and(|rest| rest.starts_with(kind))

@@ -70,7 +70,9 @@ pub(crate) fn transaction(
             continue;
         };
         let (in_old, in_new): (HashSet<&Rule>, HashSet<&Rule>) = (old.iter().collect(), new.iter().collect());
-        let kept: Vec<&Rule> = old.iter().filter(|rule| !in_new.contains(rule)).collect();
+        // Whether what others wrote can be written again is not known.
+        let kept: Vec<&Rule> =
+            old.iter().filter(|rule| !in_new.contains(rule) && !rule.is_foreign()).collect();
         let added = new.iter().any(|rule| !in_old.contains(rule));
         if kept.is_empty() || added || old.is_empty() {
             // Old answers first: new ones may be for the address as a whole.
@@ -200,6 +202,7 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
     }
     match &rule.target {
         None => {}
+        Some(Target::Foreign { text, .. }) => write!(out, " {text}")?,
         Some(Target::Jump(chain)) => write!(out, " -j {chain}")?,
         Some(Target::Goto(chain)) => write!(out, " -g {chain}")?,
         Some(Target::Dnat(to)) => write!(out, " -j DNAT --to-destination {to}")?,

@@ -240,9 +240,32 @@ pub(crate) enum Target {
         ports: Option<(u16, u16)>,
         random_fully: bool,
     },
+    /// All of a rule that is none of those that we write, as `iptables-save` prints it: so that it can be put
+    /// back.
+    Foreign {
+        text: Arc<str>,
+        /// The chain or target that it leads to.
+        to: Option<ChainName>,
+    },
+}
+
+impl Target {
+    /// The chain that packets are led to.
+    pub(crate) fn chain(&self) -> Option<&ChainName> {
+        match self {
+            Target::Jump(to) | Target::Goto(to) => Some(to),
+            Target::Foreign { to, .. } => to.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 impl Rule {
+    /// Whether it is none of those that we write.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.target, Some(Target::Foreign { .. }))
+    }
+
     pub(crate) fn jump(chain: &ChainName) -> Self {
         Self::to(Target::Jump(chain.clone()))
     }

@@ -20,6 +20,8 @@ use crate::{
 pub(crate) struct Saved {
     /// Our chains. `None`: some rule there is none that we write.
     pub(crate) chains: BTreeMap<ChainKey, Option<Arc<[Rule]>>>,
+    /// All rules of these.
+    mixed: Chains,
     /// Rules in chains of others, built-in ones too, that lead to our chains.
     pub(crate) jumps: Vec<SavedJump>,
     /// Whether rules of others use connection tracking.
@@ -50,7 +52,7 @@ impl SavedJump {
 impl Saved {
     pub(crate) fn parse(text: &str, names: &Names) -> Self {
         let mut saved = Saved::default();
-        let mut rules: BTreeMap<ChainKey, Option<Vec<Rule>>> = BTreeMap::new();
+        let mut rules: BTreeMap<ChainKey, Vec<Rule>> = BTreeMap::new();
         let mut table = None;
         // Chains of others in which a rule ended the way of every packet.
         let mut ended: BTreeSet<(Table, &str)> = BTreeSet::new();
@@ -65,18 +67,18 @@ impl Saved {
                 continue;
             };
             if let Some(chain) = declared.filter(|chain| names.owns(chain)) {
-                rules.insert((table, ChainName::new(chain)), Some(Vec::new()));
+                rules.insert((table, ChainName::new(chain)), Vec::new());
             }
             let Some((chain, text)) = line.strip_prefix("-A ").and_then(|l| l.split_once(' ')) else {
                 continue;
             };
             let (rule, target) = parse_rule(text);
             if names.owns(chain) {
-                let known = rules.entry((table, ChainName::new(chain))).or_insert_with(|| Some(Vec::new()));
-                match (known.as_mut(), rule) {
-                    (Some(known), Some(rule)) => known.push(rule),
-                    _ => *known = None,
-                }
+                let foreign = || {
+                    let to = target.map(ChainName::new);
+                    Rule::to(Target::Foreign { text: text.into(), to })
+                };
+                rules.entry((table, ChainName::new(chain))).or_default().push(rule.unwrap_or_else(foreign));
                 continue;
             }
             match target.filter(|to| names.owns(to)) {
@@ -95,13 +97,41 @@ impl Saved {
                 }
             }
         }
-        saved.chains = rules.into_iter().map(|(key, rules)| (key, rules.map(Arc::from))).collect();
+        for (key, rules) in rules {
+            let rules: Arc<[Rule]> = rules.into();
+            let mixed = rules.iter().any(Rule::is_foreign);
+            if mixed {
+                saved.mixed.insert(key.clone(), Arc::clone(&rules));
+            }
+            saved.chains.insert(key, (!mixed).then_some(rules));
+        }
         saved
     }
 
     /// Our chains, those with foreign rules as empty ones.
     pub(crate) fn known(&self) -> Chains {
         self.chains.iter().map(|(key, rules)| (key.clone(), rules.clone().unwrap_or_default())).collect()
+    }
+
+    /// Our chains with all their rules.
+    pub(crate) fn held(&self) -> Chains {
+        let rules = |key, rules: &Option<_>| rules.as_ref().or_else(|| self.mixed.get(key)).cloned();
+        self.chains.iter().map(|(key, of)| (key.clone(), rules(key, of).unwrap_or_default())).collect()
+    }
+
+    /// Those of our chains that no packet gets to.
+    pub(crate) fn unused(&self) -> BTreeSet<ChainKey> {
+        let held = self.held();
+        let mut used: BTreeSet<ChainKey> = BTreeSet::new();
+        let mut next: Vec<ChainKey> = self.jumps.iter().map(|jump| (jump.table, jump.to.clone())).collect();
+        while let Some(key) = next.pop() {
+            if let Some(rules) = held.get(&key).filter(|_| !used.contains(&key)) {
+                let to = rules.iter().filter_map(|rule| rule.target.as_ref()?.chain());
+                next.extend(to.map(|to| (key.0, to.clone())));
+                used.insert(key);
+            }
+        }
+        held.into_keys().filter(|key| !used.contains(key)).collect()
     }
 
     /// The chains of ours that rules of others, outside the built-in chains, lead to.

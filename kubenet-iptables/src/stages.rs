@@ -4,10 +4,16 @@
 //! square of the names. So chains that are not there yet, which nothing leads to, are made beforehand, a part at
 //! a time; then one transaction changes what packets pass; and chains that nothing leads to any more are
 //! deleted afterwards, a part at a time.
+//!
+//! **Chains that pick a backend** may be many, and have kube-proxy's names: where its rules are taken over, they
+//! are there, in use, and have to change. Each serves one Service, by itself. Ours rely on the dispatch before
+//! them, which marks flows for masquerading; kube-proxy's mark by themselves. So those of kube-proxy serve
+//! behind either dispatch, and ours behind ours alone: they change after the dispatch does, a part at a time, and
+//! on the way back before it.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use crate::rule::{ChainChanges, ChainKey, ChainName, Chains, Rule, Table, Target};
+use crate::rule::{ChainChanges, ChainKey, ChainName, Chains, Rule, Table};
 
 /// So many names are quick: a transaction more costs as much as some thousand of them in one.
 pub(crate) const NAMES: usize = 1_000;
@@ -17,10 +23,21 @@ pub(crate) const NAMES: usize = 1_000;
 pub(crate) struct Stages {
     /// New chains, those that others of them lead to first.
     pub(crate) before: Vec<ChainChanges>,
-    /// What packets see.
+    /// What packets see at once.
     pub(crate) switch: ChainChanges,
+    /// What packets to one Service each see: on the side of the switch where our dispatch is in place.
+    pub(crate) alone: Vec<ChainChanges>,
     /// Chains to delete, those that lead to others of them first.
     pub(crate) after: Vec<ChainChanges>,
+}
+
+/// Where an update leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To a plan of ours.
+    There,
+    /// To what was there before.
+    Back,
 }
 
 impl Stages {
@@ -29,20 +46,29 @@ impl Stages {
         Self { switch: changes.clone(), ..Self::default() }
     }
 
-    /// Divides changes of chains that are `old` where they are.
-    pub(crate) fn of(changes: &ChainChanges, old: &Chains, limit: usize) -> Self {
+    /// Divides changes of chains that are `old` where they are. Those that are new are not there, or nobody
+    /// sees them.
+    pub(crate) fn of(
+        changes: &ChainChanges,
+        old: &Chains,
+        limit: usize,
+        is_new: &dyn Fn(&ChainKey) -> bool,
+        alone: &dyn Fn(&ChainKey) -> bool,
+    ) -> Self {
         if changes.values().map(|rules| names(rules.as_deref())).sum::<usize>() <= limit {
             return Self::one(changes);
         }
         let mut stages = Self::default();
-        let (mut new, mut gone) = (Chains::new(), Chains::new());
+        let (mut new, mut gone, mut single) = (Chains::new(), Chains::new(), Vec::new());
         for (key, rules) in changes {
             match (old.get(key), rules) {
-                (None, Some(rules)) => drop(new.insert(key.clone(), rules.clone())),
+                (_, Some(rules)) if is_new(key) => drop(new.insert(key.clone(), rules.clone())),
                 (Some(rules), None) => drop(gone.insert(key.clone(), rules.clone())),
+                (_, rules) if alone(key) => single.push((key.clone(), rules.clone())),
                 _ => drop(stages.switch.insert(key.clone(), rules.clone())),
             }
         }
+        stages.alone = portions(single.into_iter(), limit);
         let made = behind_first(&new).into_iter().map(|key| (key.clone(), new.get(key).cloned()));
         stages.before = portions(made, limit);
         let deleted = behind_first(&gone).into_iter().rev().map(|key| (key.clone(), None));
@@ -57,10 +83,7 @@ fn names(rules: Option<&[Rule]>) -> usize {
 }
 
 fn to(rule: &Rule) -> Option<&ChainName> {
-    match rule.target.as_ref()? {
-        Target::Jump(to) | Target::Goto(to) => Some(to),
-        _ => None,
-    }
+    rule.target.as_ref()?.chain()
 }
 
 /// The keys of chains, each after those of the chains that it leads to.

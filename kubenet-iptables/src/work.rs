@@ -1,16 +1,17 @@
 //! One family's part of an update: how to get there, and how to get back.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use kubenet_core::model::IpFamily;
 
 use crate::{
     exec::{Backend, ExecError, Tools},
+    names::Names,
     plan::{self, Jump},
     restore::{self, JumpEdit},
-    rule::{ChainChanges, Chains, Rule, Table},
+    rule::{ChainChanges, ChainKey, Chains, Rule, Table},
     save::{self, Saved, SavedJump},
-    stages::{self, Stages},
+    stages::{self, Stages, Way},
 };
 
 /// A transaction to be, or several of which packets see one.
@@ -21,22 +22,21 @@ pub(crate) struct Work {
     old: Chains,
     changes: ChainChanges,
     edits: Vec<JumpEdit>,
+    /// Chains that are there and that no packet gets to.
+    unused: BTreeSet<ChainKey>,
+    way: Way,
 }
 
 impl Work {
     /// From what the kernel was found to hold to these chains and jumps.
     pub(crate) fn towards(family: IpFamily, saved: &Saved, wanted: &Chains, jumps: &[Jump]) -> Self {
-        let known = saved.known();
-        let mut changes = plan::changes(&known, wanted);
+        let held = saved.held();
         // A chain with a rule that is not ours is written again, even where the rest of it is right.
-        for (key, rules) in saved.chains.iter().filter(|(_, rules)| rules.is_none()) {
-            let _ = rules;
-            changes.insert(key.clone(), wanted.get(key).cloned());
-        }
+        let mut changes = plan::changes(&held, wanted);
         let referenced = saved.referenced_by_others();
         restore::keep_referenced(&mut changes, |key| referenced.contains(key));
         let edits = edits(family, saved, jumps);
-        Self::new(family, &known, changes, edits)
+        Self { unused: saved.unused(), ..Self::new(family, &held, changes, edits) }
     }
 
     /// From one plan to the next, without looking.
@@ -46,33 +46,45 @@ impl Work {
 
     fn new(family: IpFamily, current: &Chains, changes: ChainChanges, edits: Vec<JumpEdit>) -> Self {
         let old = changes.keys().filter_map(|key| Some((key.clone(), Arc::clone(current.get(key)?))));
-        Self { family, old: old.collect(), changes, edits }
+        Self { family, old: old.collect(), changes, edits, unused: BTreeSet::new(), way: Way::There }
     }
 
     /// Makes the changes; packets see them at once. The result says what chains that nothing leads to any more
     /// were left, if any: the rules are right all the same.
     ///
     /// After an error packets see what they saw before, unless iptables committed one table and not the other;
-    /// new chains that nothing leads to may be left.
-    pub(crate) fn run(&self, tools: &Tools) -> Result<Option<ExecError>, ExecError> {
+    /// new chains that nothing leads to may be left. Of a large update some Services may have changed.
+    pub(crate) fn run(&self, tools: &Tools, names: &Names) -> Result<Option<ExecError>, ExecError> {
         if self.changes.is_empty() && self.edits.is_empty() {
             return Ok(None);
         }
         let stages = match tools.variant {
-            Backend::Nft => Stages::of(&self.changes, &self.old, stages::NAMES),
+            Backend::Nft => {
+                let is_new = |key: &ChainKey| !self.old.contains_key(key) || self.unused.contains(key);
+                let alone = |key: &ChainKey| names.picks(&key.1);
+                Stages::of(&self.changes, &self.old, stages::NAMES, &is_new, &alone)
+            }
             // The kernel is given the whole table, whatever changes.
             Backend::Legacy => Stages::one(&self.changes),
         };
-        let (before, after) = (stages.before.len(), stages.after.len());
-        if before + after > 0 {
-            tracing::debug!(family = %self.family, before, after, "transactions around the one that switches");
+        let (before, alone, after) = (stages.before.len(), stages.alone.len(), stages.after.len());
+        if before + alone + after > 0 {
+            let family = self.family;
+            tracing::debug!(%family, before, alone, after, "transactions around the one that switches");
         }
         let transaction = |changes, edits| restore::transaction(self.family, &self.old, changes, edits);
-        for changes in &stages.before {
+        let (first, then) = match self.way {
+            Way::There => (&[][..], &stages.alone[..]),
+            Way::Back => (&stages.alone[..], &[][..]),
+        };
+        for changes in stages.before.iter().chain(first) {
             tools.restore(&transaction(changes, &[]))?;
         }
         if !stages.switch.is_empty() || !self.edits.is_empty() {
             tools.restore(&transaction(&stages.switch, &self.edits))?;
+        }
+        for changes in then {
+            tools.restore(&transaction(changes, &[]))?;
         }
         let mut rest = stages.after.iter().map(|changes| tools.restore(&transaction(changes, &[])));
         Ok(rest.find_map(Result::err))
@@ -86,6 +98,11 @@ impl Work {
             changes: self.changes.keys().map(|key| (key.clone(), self.old.get(key).cloned())).collect(),
             old: new.collect(),
             edits: self.edits.iter().rev().map(JumpEdit::inverse).collect(),
+            unused: BTreeSet::new(),
+            way: match self.way {
+                Way::There => Way::Back,
+                Way::Back => Way::There,
+            },
         }
     }
 
@@ -100,13 +117,16 @@ impl Work {
         };
         let mut back = self.inverse();
         // A jump that was to move is taken away and put back: where it still is, it stays.
-        let moves = |edit: &JumpEdit| self.edits.iter().any(|other| other.is_opposite_of(edit));
+        let all = back.edits.clone();
+        let moves = |edit: &JumpEdit| all.iter().any(|other| other.is_opposite_of(edit));
         back.edits.retain(|edit| match moves(edit) {
             true => edit.insert && !is_there(edit),
             false => is_there(edit) != edit.insert,
         });
-        back.changes.retain(|key, rules| saved.chains.get(key).cloned().flatten() != *rules);
-        back.old = saved.known();
+        let held = saved.held();
+        back.changes.retain(|key, rules| held.get(key) != rules.as_ref());
+        back.old = held;
+        back.unused = saved.unused();
         back
     }
 }

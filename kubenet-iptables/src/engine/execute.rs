@@ -40,14 +40,14 @@ impl Engine {
         let mut untidy = BTreeSet::new();
         for work in works {
             let Some(tools) = self.tools.iter().find(|tools| tools.family == work.family) else { continue };
-            let mut result = work.run(tools);
+            let mut result = work.run(tools, &self.context.names);
             if result.as_ref().is_err_and(ExecError::is_refusal) {
                 // Somebody may have changed our chains: look, and try once more from what is there.
                 result = tools.save().and_then(|text| {
                     let saved = Saved::parse(&text, &self.context.names);
                     let again =
                         Work::towards(work.family, &saved, &wanted(work.family).unwrap_or_default(), jumps);
-                    again.run(tools)
+                    again.run(tools, &self.context.names)
                 });
             }
             match result {
@@ -83,7 +83,8 @@ impl Engine {
         };
         // iptables commits table by table: the first may have passed.
         let names = &self.context.names;
-        let recovered = tools.save().and_then(|text| failed.recovery(&Saved::parse(&text, names)).run(tools));
+        let recovered =
+            tools.save().and_then(|text| failed.recovery(&Saved::parse(&text, names)).run(tools, names));
         match recovered {
             Ok(None) => drop(unsure.remove(&failed.family)),
             // Only chains without use.
@@ -91,7 +92,7 @@ impl Engine {
             Err(error) => left(failed.family, error),
         }
         for (tools, work) in done {
-            match work.inverse().run(tools) {
+            match work.inverse().run(tools, names) {
                 Ok(None) => {}
                 Ok(Some(_)) => unsure.extend([work.family]),
                 Err(error) => {

@@ -48,7 +48,7 @@ fn from_rule(chains: &Chains, table: Table, rules: &[Rule], packet: &Packet, mar
     }
     let mut end = |fate| ends.extend([(fate, marked)]);
     match rules[i].target.as_ref() {
-        None | Some(Target::Masquerade { .. }) => ends.append(&mut go_on(marked)),
+        None | Some(Target::Masquerade { .. } | Target::Foreign { .. }) => ends.append(&mut go_on(marked)),
         Some(Target::SetMark) => ends.append(&mut go_on(true)),
         Some(Target::ClearMark | Target::Unmark) => ends.append(&mut go_on(false)),
         Some(Target::Jump(to)) => {
