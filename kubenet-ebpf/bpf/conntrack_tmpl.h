@@ -70,15 +70,20 @@ static __always_inline const struct F(conntrack) *F(ct_peer)(
 	return F(ct_peek)(&key);
 }
 
-static __always_inline void F(ct_forget)(const struct F(tuple) *key,
-					 const struct F(conntrack) *ct)
+static __noinline void F(ct_forget)(const struct F(tuple) *key,
+				    struct F(conntrack) *ct)
 {
-	struct F(tuple) peer = {};
+	struct F(tuple) peer_key = {};
+	struct F(conntrack) *peer;
 
-	F(ct_peer_key)(&peer, ct, key->proto);
+	F(ct_peer_key)(&peer_key, ct, key->proto);
+	F(settle)(ct);
+	peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
+	if (peer)
+		F(settle)(peer);
 	if (ct->flags & CT_KEPT)
-		F(ct_let_go)(key, &peer);
-	bpf_map_delete_elem(&F(conntrack), &peer);
+		F(ct_let_go)(key, &peer_key);
+	bpf_map_delete_elem(&F(conntrack), &peer_key);
 	bpf_map_delete_elem(&F(conntrack), key);
 }
 
@@ -109,9 +114,10 @@ static __always_inline bool F(ct_idle)(const struct F(conntrack) *ct,
  * this, a client that dials the backend itself from a port that it used for
  * the Service before would have its answers translated.
  */
-static __always_inline enum flow F(ct_check_reply)(
-	const struct packet *pkt, const struct F(tuple) *tuple,
-	const struct F(conntrack) *ct, __u32 now)
+static __always_inline enum flow F(ct_check_reply)(const struct packet *pkt,
+						   const struct F(tuple) *tuple,
+						   struct F(conntrack) *ct,
+						   __u32 now)
 {
 	const struct F(conntrack) *peer;
 
@@ -177,8 +183,7 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 
 static __always_inline enum flow F(ct_check)(const struct packet *pkt,
 					     const struct F(tuple) *tuple,
-					     const struct F(conntrack) *ct,
-					     __u32 now)
+					     struct F(conntrack) *ct, __u32 now)
 {
 	if (ct->flags & CT_REPLY)
 		return F(ct_check_reply)(pkt, tuple, ct, now);
@@ -199,6 +204,7 @@ static __noinline void F(ct_heal)(const struct F(tuple) *tuple,
 		.generation = ct->generation,
 		.last_seen = ct->last_seen,
 		.flags = (ct->flags ^ CT_REPLY) & ~CT_FIN,
+		.service_generation = ct->service_generation,
 	};
 
 	F(ct_peer_key)(&key, ct, tuple->proto);
@@ -220,15 +226,17 @@ static __always_inline bool F(ct_lasts)(const struct packet *pkt,
 	       !is_syn(pkt);
 }
 
-/* Notes what the packet says about its flow; writes only what is new. */
+/* Notes what the packet says about its flow. */
 static __always_inline void F(ct_touch)(const struct packet *pkt,
 					const struct F(tuple) *tuple,
 					struct F(conntrack) *ct, __u32 now)
 {
 	struct F(tuple) peer_key = {};
 	struct F(conntrack) *peer;
+	bool settle = false;
 	__u32 flags = 0;
 
+	F(count_packet)(pkt, ct);
 	if (pkt->tcp_flags & TCP_FIN)
 		flags |= CT_FIN;
 	if (pkt->tcp_flags & TCP_RST)
@@ -243,6 +251,8 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 		if (peer)
 			peer->flags |= CT_SEEN_REPLY;
 		flags |= CT_SEEN_REPLY;
+		/* Often it is the only answer. */
+		settle = true;
 	}
 	if (flags & ~ct->flags)
 		ct->flags |= flags;
@@ -250,11 +260,14 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 		ct->last_seen = now;
 		ct->route.ifindex = 0;
 		F(ct_heal)(tuple, ct);
+		settle = true;
 		if (F(ct_lasts)(pkt, ct)) {
 			F(ct_peer_key)(&peer_key, ct, pkt->proto);
 			F(ct_keep)(tuple, ct, &peer_key);
 		}
 	}
+	if (settle || F(must_settle)(ct))
+		F(settle)(ct);
 }
 
 /* Whether both are entries of one flow, from one backend. */

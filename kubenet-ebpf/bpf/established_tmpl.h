@@ -23,12 +23,18 @@ static __always_inline const struct F(conntrack) *F(ct_peek)(
 static __noinline struct F(conntrack) *F(ct_recall)(const struct F(tuple) *key)
 {
 	const struct F(conntrack) *kept;
+	struct F(conntrack) *ct;
+	long err;
 
 	kept = bpf_map_lookup_elem(&F(established), key);
 	if (!kept)
 		return NULL;
-	bpf_map_update_elem(&F(conntrack), key, kept, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&F(conntrack), key);
+	err = bpf_map_update_elem(&F(conntrack), key, kept, BPF_NOEXIST);
+	ct = bpf_map_lookup_elem(&F(conntrack), key);
+	/* What was counted when it was copied has been settled since. */
+	if (!err && ct)
+		ct->packets = ct->bytes = 0;
+	return ct;
 }
 
 static __always_inline struct F(conntrack) *F(ct_find)(

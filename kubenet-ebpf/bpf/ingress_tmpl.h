@@ -24,7 +24,7 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	/* A cluster IP, and no port of it that is served. */
 	if (!service)
 		return REJECT;
-	return F(new_flow)(tuple, service, target);
+	return F(new_flow)(tuple, service, target, packet_bytes(pkt));
 }
 
 /*

@@ -5,6 +5,7 @@
 #include "ipv4.h"
 #include "ipv6.h"
 #include "rare.h"
+#include "traffic.h"
 #include "conntrack.h"
 #include "maglev.h"
 #include "service.h"

@@ -206,6 +206,31 @@ struct {
 	__type(value, struct service_name);
 } service_names SEC(".maps");
 
+/* By the id of a service, of both families. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} service_traffic SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} backend_traffic4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} backend_traffic6 SEC(".maps");
+
 /* Of no use after the half minute that a receiver waits for the rest. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -120,7 +120,7 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 /* TRANSLATE: the flow is known from now on, and `target` filled; or REJECT. */
 static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 				  const struct service *service,
-				  struct F(tuple) *target)
+				  struct F(tuple) *target, __u32 bytes)
 {
 	__u32 origin = F(origin)(tuple);
 	bool outside = origin == SVC_MASQ_OUTSIDE;
@@ -133,6 +133,7 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 		return drop(METRIC_DROP_CONNTRACK_FULL);
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->service = service->id;
+	flow->service_generation = service_generation(service->id);
 	flow->last_seen = now_ticks();
 	if (!F(admits)(service, tuple))
 		return drop(METRIC_DROP_SOURCE_RANGE);
@@ -149,6 +150,8 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 			  service->flags & origin)) {
 	case 0:
 		count(METRIC_NEW_FLOW);
+		connect_service(flow->service, flow->service_generation, bytes);
+		F(connect_backend)(flow->backend, flow->generation, bytes);
 		return TRANSLATE;
 	case -EHOSTUNREACH:
 		return drop(METRIC_DROP_ROUTE);

@@ -76,6 +76,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	struct F(service_key) lookup = *key;
 	struct F(tuple) client = {};
 	struct choice choice = {};
+	bool known;
 
 	service = F(lookup_service)(&lookup);
 	if (!service && F(sock_is_loopback)((const __be32 *)&key->addr)) {
@@ -132,6 +133,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		count(METRIC_REJECTED);
 		return sock_refuse(ECONNREFUSED);
 	}
+	known = backend;
 	F(choice)(&choice, service, false, &client);
 	if (!backend && service->affinity)
 		choice.fixed = F(stick)(&client, service, &choice);
@@ -144,6 +146,11 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	}
 	count(METRIC_NEW_FLOW);
 	peer.generation = backend->generation;
+	if (!known) {
+		connect_service(service->id, service_generation(service->id),
+				0);
+		F(connect_backend)(peer.backend, peer.generation, 0);
+	}
 	if (sticky)
 		bpf_map_update_elem(&F(socket_peers), &socket, &peer, BPF_ANY);
 	copy(key->addr, backend->addr);

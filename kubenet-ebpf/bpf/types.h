@@ -157,6 +157,9 @@ struct conntrack4 {
 	__u32 last_seen;	/* CLOCK_MONOTONIC >> KUBENET_CLOCK_SHIFT */
 	__u32 flags;		/* CT_* */
 	struct route4 route;
+	__u32 service_generation;	/* struct traffic.generation of the service */
+	__u32 packets;		/* in this direction, and not in struct traffic yet */
+	__u32 bytes;
 };
 
 struct conntrack6 {
@@ -170,6 +173,9 @@ struct conntrack6 {
 	__u32 last_seen;
 	__u32 flags;
 	struct route6 route;
+	__u32 service_generation;
+	__u32 packets;
+	__u32 bytes;
 };
 
 /* ---- fragments: those without ports -> what the first one became ---- */
@@ -299,6 +305,22 @@ struct socket_flow {
 	__be16 port;
 	__be16 frontend_port;
 	__u32 service;		/* struct service.id */
+};
+
+/* ---- traffic: by service id, and by backend id ---- */
+
+/*
+ * Not per CPU, as there may be many of either: packets are counted in the entry
+ * of their flow, and added here once in a tick.
+ */
+struct traffic {
+	__u32 generation;	/* how often the id was handed out; 0: nobody has it */
+	__u32 begun;		/* user space: the generation that the numbers are of */
+	__u64 connections;	/* for which a backend was picked */
+	__u64 packets;		/* from clients */
+	__u64 bytes;		/* of those, network headers included */
+	__u64 reply_packets;	/* from backends */
+	__u64 reply_bytes;
 };
 
 /* ---- counters: one per reason, per CPU, index into `metrics` ---- */

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, num::NonZeroU16, sync::Arc};
 
 use kubenet_core::{
+    datapath::BackendName,
     model::Protocol,
     route::{Backend, Route, ServicePortName},
 };
@@ -30,6 +31,16 @@ impl Identity {
             service_port: route.service_port.clone(),
             protocol: route.frontend.protocol,
             backend: Backend { weight: NonZeroU16::MIN, ..*backend },
+        }
+    }
+
+    /// Under which name it is counted.
+    pub(crate) fn name(&self) -> BackendName {
+        let Self { service_port, protocol, backend } = self;
+        BackendName {
+            service_port: service_port.clone(),
+            protocol: *protocol,
+            address: backend.socket_addr(),
         }
     }
 }
@@ -140,6 +151,15 @@ impl Backends {
         self.by_id
             .iter()
             .map(|(&id, entry)| (Handle { id, generation: entry.generation }, &entry.identity.backend))
+    }
+
+    /// Every id in use, with its generation and what it stands for.
+    pub(crate) fn identities(&self) -> impl Iterator<Item = (Handle, &Identity)> {
+        let handle = |(&id, entry)| {
+            let entry: &Entry = entry;
+            (Handle { id, generation: entry.generation }, &*entry.identity)
+        };
+        self.by_id.iter().map(handle)
     }
 
     #[cfg(test)]

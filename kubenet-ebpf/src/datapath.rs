@@ -146,6 +146,8 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
         capabilities.features.insert(Feature::LoopbackNodePorts);
     }
     capabilities.local_backends_see_client = true;
+    capabilities.counters = true;
+    capabilities.packet_counters = true;
     capabilities.node_udp_follows =
         builder.cgroup.is_some() && engine::cuts_udp_sockets(builder.network_namespace.as_deref());
     capabilities.keep_on_close = is_pinned;
@@ -257,9 +259,14 @@ impl Datapath for EbpfDatapath {
         self.run("read", Engine::read).await
     }
 
+    /// Connections are counted at once. Packets are counted with their connection, and added up when the first
+    /// one comes in a new second, and when the connection is closed: those of the last second may be missing, and of
+    /// a connection that is silent until its place is taken they are lost. Segments that the kernel hands on together
+    /// are one packet. Packets of the node's own processes, which the socket hooks translate, are not seen; later
+    /// fragments are counted by [`metrics`](EbpfDatapath::metrics) alone. A backend that begins to terminate is
+    /// counted from zero, for the connections that it is given then.
     async fn counters(&self) -> Result<Counters, DatapathError> {
-        let message = "this datapath counts for the whole node, not by route: see EbpfDatapath::metrics";
-        Err(error("counters", ErrorKind::Unsupported, message))
+        self.run("counters", |engine| Ok(engine.counters())).await
     }
 
     /// A flow is counted until it is closed or was silent for longer than its

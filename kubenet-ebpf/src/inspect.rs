@@ -5,7 +5,7 @@ use std::{
 };
 
 use kubenet_core::{
-    datapath::DatapathError,
+    datapath::{Counters, DatapathError},
     model::Protocol,
     route::{Backend, RouteTable, ServicePortName},
 };
@@ -129,6 +129,15 @@ impl Inspector {
     /// A map cannot be read.
     pub fn metrics(&self) -> Result<Metrics, DatapathError> {
         self.0.metrics()
+    }
+
+    /// What routes and backends have served; see [`Datapath::counters`](kubenet_core::datapath::Datapath::counters)
+    /// of the datapath.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn counters(&self) -> Result<Counters, DatapathError> {
+        self.0.counters()
     }
 
     /// Whether it serves known flows only.

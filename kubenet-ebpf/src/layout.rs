@@ -169,6 +169,17 @@ pub(crate) struct Conntrack<A> {
     pub(crate) last_seen: u32,
     pub(crate) flags: u32,
     pub(crate) route: Hop<A>,
+    pub(crate) service_generation: u32,
+    pub(crate) packets: u32,
+    pub(crate) bytes: u32,
+}
+
+impl<A: Copy> Conntrack<A> {
+    /// What makes it this flow's entry and no other's.
+    pub(crate) fn target(&self) -> (A, A, Be16, Be16, [u32; 3]) {
+        let Self { saddr, daddr, sport, dport, service, backend, generation, .. } = *self;
+        (saddr, daddr, sport, dport, [service, backend, generation])
+    }
 }
 
 /// `struct route4` and `route6`: only the programs read it.
@@ -178,6 +189,20 @@ pub(crate) struct Hop<A> {
     pub(crate) ifindex: u32,
     pub(crate) hop: A,
     pub(crate) mtu: u32,
+}
+
+/// `struct traffic`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Traffic {
+    pub(crate) generation: u32,
+    /// The generation that the numbers are of.
+    pub(crate) begun: u32,
+    pub(crate) connections: u64,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+    pub(crate) reply_packets: u64,
+    pub(crate) reply_bytes: u64,
 }
 
 /// `struct affinity_key4` and `affinity_key6`.
@@ -336,6 +361,7 @@ unsafe impl<A: Address> Pod for Backend<A> {}
 unsafe impl<A: Address> Pod for Tuple<A> {}
 unsafe impl<A: Address> Pod for Conntrack<A> {}
 unsafe impl<A: Address> Pod for AffinityKey<A> {}
+unsafe impl Pod for Traffic {}
 unsafe impl Pod for Choice {}
 unsafe impl<A: Address> Pod for SourceRange<A> {}
 unsafe impl Pod for Config {}
@@ -354,8 +380,9 @@ const _: () = {
     assert!(size_of::<Backend<Addr6>>() == 16 + 2 + 2 + 4);
     assert!(size_of::<Tuple<Addr4>>() == 2 * 4 + 2 * 2 + 1 + 3);
     assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
-    assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4 + 3 * 4);
-    assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4 + 2 * 4 + 16);
+    assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4 + 3 * 4 + 3 * 4);
+    assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4 + 2 * 4 + 16 + 3 * 4);
+    assert!(size_of::<Traffic>() == 2 * 4 + 5 * 8);
     assert!(size_of::<AffinityKey<Addr4>>() == 4 + 4);
     assert!(size_of::<AffinityKey<Addr6>>() == 4 + 16);
     assert!(size_of::<Choice>() == 2 * 4 + 8);

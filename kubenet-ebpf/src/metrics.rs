@@ -71,3 +71,41 @@ impl fmt::Display for Metric {
 
 /// Counts since the datapath was built, all CPUs together.
 pub type Metrics = BTreeMap<Metric, u64>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of `enum metric`, in their order, without what they begin with.
+    fn names_in_c() -> Vec<String> {
+        let types = include_str!("../bpf/types.h");
+        let body = types.split_once("enum metric {").unwrap().1.split_once('}').unwrap().0;
+        let names = body.lines().filter_map(|line| line.trim().strip_prefix("METRIC_")?.split_once(','));
+        names.map(|(name, _)| name.to_lowercase()).filter(|name| name != "max").collect()
+    }
+
+    #[test]
+    fn the_programs_and_the_library_count_the_same_under_the_same_names() {
+        assert_eq!(names_in_c(), Metric::ALL.map(Metric::as_str));
+        for (index, metric) in Metric::ALL.into_iter().enumerate() {
+            assert_eq!(metric as usize, index, "{metric}");
+        }
+    }
+
+    #[test]
+    fn every_metric_is_counted_somewhere_in_the_programs() {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf");
+        let sources: String = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.extension().is_some_and(|e| e == "h" || e == "c") && !path.ends_with("types.h")
+            })
+            .map(|path| std::fs::read_to_string(path).unwrap())
+            .collect();
+        for metric in Metric::ALL {
+            let name = format!("METRIC_{}", metric.as_str().to_uppercase());
+            assert!(sources.contains(&format!("{name})")), "{name} is never counted");
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kubenet_core::{
-    datapath::{ApplyReport, Capabilities, DatapathError, DrainStatus, ErrorKind, EventHub},
+    datapath::{ApplyReport, Capabilities, Counters, DatapathError, DrainStatus, ErrorKind, EventHub},
     route::{RouteDelta, RouteTable},
 };
 
@@ -41,6 +41,10 @@ impl Inspection {
     }
 
     pub(crate) fn metrics(&self) -> Result<Metrics, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn counters(&self) -> Result<Counters, DatapathError> {
         match *self {}
     }
 
@@ -91,6 +95,10 @@ impl Engine {
     }
 
     pub(crate) fn drain(&mut self) -> Result<DrainStatus, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
         match *self {}
     }
 

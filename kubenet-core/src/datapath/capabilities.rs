@@ -105,6 +105,8 @@ pub struct Capabilities {
     pub node_udp_follows: bool,
     /// Whether [`Datapath::counters`](super::Datapath::counters) answers.
     pub counters: bool,
+    /// Whether those count packets and bytes, too.
+    pub packet_counters: bool,
     /// Whether [`Close::Keep`](super::Close::Keep) leaves the kernel forwarding.
     pub keep_on_close: bool,
     /// What users should know: classes of traffic or of connections that are treated in another way.
@@ -131,6 +133,7 @@ impl Capabilities {
             local_backends_see_client: false,
             node_udp_follows: true,
             counters: false,
+            packet_counters: false,
             keep_on_close: false,
             limitations: Vec::new(),
         }

@@ -4,7 +4,7 @@ mod capabilities;
 mod error;
 mod events;
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr, ops::AddAssign, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -14,7 +14,10 @@ pub use self::{
     error::{DatapathError, ErrorKind},
     events::{DatapathEvent, EventHub},
 };
-use crate::route::{Frontend, Revision, RouteDelta, RouteTable, ServicePortName};
+use crate::{
+    model::Protocol,
+    route::{Frontend, Revision, RouteDelta, RouteTable, ServicePortName},
+};
 
 /// Makes the kernel route Services.
 ///
@@ -61,7 +64,7 @@ pub trait Datapath: Debug + Send + Sync + 'static {
         Ok(true)
     }
 
-    /// Counters by route, where [`Capabilities::counters`] says so.
+    /// Counters by route and by backend, where [`Capabilities::counters`] says so.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where it does not.
@@ -148,22 +151,53 @@ pub struct FailedRoute {
     pub error: DatapathError,
 }
 
-/// Counters since the datapath was started.
+/// Counters since each route was programmed, or a backend became one of the table's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// By route.
-    pub routes: BTreeMap<Frontend, RouteCounters>,
+    /// By route of the table, and for no others; one that has served nothing may be missing. A route of another Service under the same frontend starts at
+    /// zero.
+    pub routes: BTreeMap<Frontend, Traffic>,
+    /// By backend of the table, and for no others; one that has served nothing may be missing.
+    pub backends: BTreeMap<BackendName, Traffic>,
 }
 
-/// Counters of one route.
+/// Which backend is counted: an endpoint of a Service port. The frontends of the Service port share it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendName {
+    /// Whose it is.
+    pub service_port: ServicePortName,
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Where it is.
+    pub address: SocketAddr,
+}
+
+/// What a route or a backend has served.
+///
+/// Packets and bytes are 0 where [`Capabilities::packet_counters`] says that they are not counted. Both directions
+/// are apart, as they cost different devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct RouteCounters {
+pub struct Traffic {
     /// Flows for which a backend was picked.
     pub connections: u64,
     /// Packets from clients to backends.
     pub packets: u64,
     /// Bytes of those packets, network header included.
     pub bytes: u64,
+    /// Packets from backends to clients.
+    pub reply_packets: u64,
+    /// Bytes of those packets, network header included.
+    pub reply_bytes: u64,
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.reply_packets += other.reply_packets;
+        self.reply_bytes += other.reply_bytes;
+    }
 }

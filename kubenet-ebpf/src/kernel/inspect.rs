@@ -1,10 +1,17 @@
 //! Reads what is pinned, beside the process that uses it.
 
-use std::{collections::HashMap, fmt, fs, net::SocketAddr, os::fd::AsFd, path::Path, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt, fs,
+    net::SocketAddr,
+    os::fd::AsFd,
+    path::Path,
+    time::Duration,
+};
 
 use aya::maps::MapData;
 use kubenet_core::{
-    datapath::{DatapathError, ErrorKind},
+    datapath::{BackendName, Counters, DatapathError, ErrorKind},
     model::{IpFamily, Protocol},
     route::{Revision, RouteTable, ServicePortName},
 };
@@ -118,6 +125,30 @@ impl Inspection {
 
     pub(crate) fn metrics(&self) -> Result<Metrics, DatapathError> {
         (0..).zip(Metric::ALL).map(|(index, metric)| Ok((metric, self.maps.metric(index)?))).collect()
+    }
+
+    pub(crate) fn counters(&self) -> Result<Counters, DatapathError> {
+        let snapshot = self.maps.snapshot()?;
+        let mut counters = Counters::default();
+        let mut seen = HashSet::new();
+        for (frontend, service) in &snapshot.services {
+            counters.routes.insert(*frontend, self.maps.traffic.numbers(service.id));
+            let Some(decoded) = snapshot.decode(&self.maps, frontend, service) else { continue };
+            let family = frontend.family();
+            for member in decoded.sets().flat_map(|set| &set.members) {
+                // The frontends of a Service port share its backends.
+                if !seen.insert((family, member.id)) {
+                    continue;
+                }
+                let name = BackendName {
+                    service_port: decoded.route.service_port.clone(),
+                    protocol: frontend.protocol,
+                    address: member.address,
+                };
+                *counters.backends.entry(name).or_default() += self.maps.backend_traffic(family, member.id);
+            }
+        }
+        Ok(counters)
     }
 
     pub(crate) fn is_draining(&self) -> bool {

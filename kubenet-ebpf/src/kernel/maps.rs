@@ -8,7 +8,7 @@ use aya::{
 };
 use ipnet::IpNet;
 use kubenet_core::{
-    datapath::{DatapathError, ErrorKind},
+    datapath::{DatapathError, ErrorKind, Traffic},
     model::{IpFamily, Protocol},
     route::{Backend, BackendState, Frontend, FrontendAddress},
 };
@@ -23,7 +23,7 @@ use crate::{
         self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
         Conntrack, Service, ServiceKey, ServiceName, SocketFlow, SocketKey, SocketPeer, SourceRange, Tuple,
     },
-    state::StaleFlows,
+    state::{StaleFlows, State},
 };
 
 /// Every map of the object that user space reads or writes.
@@ -32,6 +32,8 @@ pub(crate) struct Maps {
     pub(crate) v6: FamilyMaps<Addr6>,
     pub(crate) slots: Mapped<u32>,
     pub(crate) config: Mapped<Config>,
+    /// By service id.
+    pub(super) traffic: Mapped<layout::Traffic>,
     pub(crate) loopback: LpmTrie<MapData, Addr4, u32>,
     pub(super) names: HashMap<MapData, u32, ServiceName>,
     /// By the cookies of sockets.
@@ -46,6 +48,8 @@ pub(crate) struct FamilyMaps<A: Address> {
     pub(super) services: HashMap<MapData, ServiceKey<A>, Service>,
     pub(super) cluster_ips: HashMap<MapData, A, u32>,
     pub(crate) backends: Mapped<layout::Backend<A>>,
+    /// By backend id.
+    pub(super) traffic: Mapped<layout::Traffic>,
     pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
     /// Copies of what lasts in `conntrack`, which may have lost it.
     pub(super) established: HashMap<MapData, Tuple<A>, Conntrack<A>>,
@@ -89,6 +93,7 @@ impl<A: Address> FamilyMaps<A> {
             services: take(source, &name("services"), HashMap::try_from)?,
             cluster_ips: take(source, &name("cluster_ips"), HashMap::try_from)?,
             backends: take(source, &name("backends"), mapped)?,
+            traffic: take(source, &name("backend_traffic"), mapped)?,
             conntrack: take(source, &name("conntrack"), HashMap::try_from)?,
             established: take(source, &name("established"), HashMap::try_from)?,
             node_addrs: take(source, &name("node_addrs"), HashMap::try_from)?,
@@ -108,6 +113,7 @@ impl<A: Address> FamilyMaps<A> {
         }
         let entry =
             layout::Backend { addr, port: backend.port.get().into(), flags, generation: handle.generation };
+        self.traffic.begin_as(handle.id, handle.generation);
         self.store_backend(handle.id, &entry);
     }
 
@@ -122,6 +128,7 @@ impl<A: Address> FamilyMaps<A> {
             entry.flags &= !BACKEND_ALIVE;
             self.store_backend(id, &entry);
         }
+        self.traffic.end(id);
     }
 
     /// What stands behind an id.
@@ -154,9 +161,11 @@ impl<A: Address> FamilyMaps<A> {
         Ok(flows)
     }
 
-    /// Whether the entry is still there, and the same.
+    /// Whether the entry is still there, and of the same flow, whatever packets came meanwhile.
     pub(super) fn has_flow(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
-        let is = |map: &HashMap<_, _, _>| map.get(tuple, 0).is_ok_and(|now| now == *entry);
+        let is = |map: &HashMap<_, _, _>| {
+            map.get(tuple, 0).is_ok_and(|now: Conntrack<A>| now.target() == entry.target())
+        };
         is(&self.conntrack) || is(&self.established)
     }
 
@@ -225,6 +234,7 @@ impl Maps {
             slots: take(source, "slots", mapped)?,
             loopback: take(source, "loopback_nets", LpmTrie::try_from)?,
             config: take(source, "config", mapped)?,
+            traffic: take(source, "service_traffic", mapped)?,
             names: take(source, "service_names", HashMap::try_from)?,
             socket_flows: take(source, "socket_flows", HashMap::try_from)?,
             metrics: take(source, "metrics", PerCpuArray::try_from)?,
@@ -327,6 +337,20 @@ impl Maps {
             IpFamily::V6 => ("conntrack6", self.v6.cut(family, is_stale)),
         };
         result.map_err(|e| self.failed(map, "connections", e))
+    }
+
+    /// The process before may have ended before it said that an id is nobody's.
+    pub(super) fn retire_strangers(&self, state: &State, snapshot: &Snapshot) {
+        let used: HashSet<u32> = state.routes().map(|programmed| programmed.id).collect();
+        snapshot.names.keys().filter(|id| !used.contains(id)).for_each(|id| self.traffic.retire(*id));
+    }
+
+    /// What the backend with this id was charged with.
+    pub(crate) fn backend_traffic(&self, family: IpFamily, id: u32) -> Traffic {
+        match family {
+            IpFamily::V4 => self.v4.traffic.numbers(id),
+            IpFamily::V6 => self.v6.traffic.numbers(id),
+        }
     }
 
     /// One number for each index of `metrics`, all CPUs together.

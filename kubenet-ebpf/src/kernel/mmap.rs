@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd,
     ptr::NonNull,
     slice,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use aya::{Pod, maps::MapData};
@@ -92,9 +92,27 @@ impl<V: Pod> Mapped<V> {
         true
     }
 
+    /// Stores one word of a value. Out of range, it does nothing.
+    pub(crate) fn store_word(&self, index: u32, word: usize, value: u32) {
+        if let Some(place) = self.words(index).and_then(|words| words.get(word)) {
+            place.store(value, Ordering::Release);
+        }
+    }
+
     /// Reads one word of a value, or `None` out of range.
     pub(crate) fn load_word(&self, index: u32, word: usize) -> Option<u32> {
         Some(self.words(index)?.get(word)?.load(Ordering::Acquire))
+    }
+
+    /// Reads two words of a value as one number, or `None` out of range: never a half of it.
+    pub(crate) fn load_long(&self, index: u32, word: usize) -> Option<u64> {
+        let words = self.words(index)?.get(word..word + 2)?;
+        let place = words.as_ptr().cast::<AtomicU64>();
+        // Values are aligned to 8 bytes.
+        place.is_aligned().then(|| {
+            // SAFETY: both words lie in the mapping, the place is aligned, and it is only accessed as atomics.
+            unsafe { &*place }.load(Ordering::Acquire)
+        })
     }
 
     /// Reads a value, or `None` out of range.

@@ -18,12 +18,15 @@ mod repair;
 mod start;
 mod sys;
 mod tables;
+mod traffic;
 mod unpin;
 
 use std::{sync::Arc, time::Instant};
 
 use kubenet_core::{
-    datapath::{ApplyReport, Capabilities, DatapathError, DatapathEvent, DrainStatus, ErrorKind, EventHub},
+    datapath::{
+        ApplyReport, Capabilities, Counters, DatapathError, DatapathEvent, DrainStatus, ErrorKind, EventHub,
+    },
     model::IpFamily,
     route::{Frontend, NodeRouting, Revision, Route, RouteDelta, RouteTable},
 };
@@ -167,6 +170,21 @@ impl Engine {
         self.maps.operation = "metrics";
         let indexed = (0..).zip(Metric::ALL);
         indexed.map(|(index, metric)| Ok((metric, self.maps.metric(index)?))).collect()
+    }
+
+    /// [`Datapath::counters`](kubenet_core::datapath::Datapath::counters).
+    pub(crate) fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        for programmed in self.state.routes() {
+            counters.routes.insert(programmed.route.frontend, self.maps.traffic.numbers(programmed.id));
+        }
+        for family in IpFamily::ALL {
+            for (handle, identity) in self.state.backends(family).identities() {
+                let traffic = self.maps.backend_traffic(family, handle.id);
+                *counters.backends.entry(identity.name()).or_default() += traffic;
+            }
+        }
+        counters
     }
 
     /// Attaches the programs to a pod's interface.

@@ -15,7 +15,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
 
 /// The maps whose sizes are settings.
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 24] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 27] {
     let names = sizes.service_names();
     [
         ("services4", sizes.services),
@@ -26,6 +26,10 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 24] {
         ("slots", sizes.slots),
         ("backends4", sizes.backends4),
         ("backends6", sizes.backends6),
+        // Ids begin at 1.
+        ("service_traffic", names.saturating_add(1)),
+        ("backend_traffic4", sizes.backends4),
+        ("backend_traffic6", sizes.backends6),
         ("conntrack4", sizes.connections),
         ("conntrack6", sizes.connections),
         ("established4", sizes.established),

@@ -107,6 +107,7 @@ impl Engine {
                 let snapshot = maps.snapshot()?;
                 let (mut state, leftovers) = State::adopt(sizes.clone(), &snapshot, &maps);
                 state.node = node::read(&maps)?;
+                maps.retire_strangers(&state, &snapshot);
                 (state, Some(Adopted { snapshot, leftovers }))
             }
             _ => (State::new(sizes.clone()), None),

@@ -48,6 +48,7 @@ impl Tables for Maps {
     }
 
     fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
+        self.traffic.retire(id);
         let result = deleted(self.names.remove(&id));
         result.map_err(|e| self.failed("service_names", "services", e))
     }
@@ -93,6 +94,7 @@ impl Tables for Maps {
     }
 
     fn write_service(&mut self, frontend: &Frontend, service: &Service) -> Result<(), DatapathError> {
+        self.traffic.begin(service.id);
         let (map, result) = match key(frontend) {
             Key::V4(key) => ("services4", self.v4.services.insert(key, service, 0)),
             Key::V6(key) => ("services6", self.v6.services.insert(key, service, 0)),

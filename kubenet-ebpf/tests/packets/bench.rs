@@ -347,10 +347,10 @@ impl Bench {
     pub fn forget_flows(&mut self) {
         empty::<16, 16>(self.map_mut("fragments4"));
         empty::<40, 40>(self.map_mut("fragments6"));
-        empty::<16, 44>(self.map_mut("conntrack4"));
-        empty::<40, 80>(self.map_mut("conntrack6"));
-        empty::<16, 44>(self.map_mut("established4"));
-        empty::<40, 80>(self.map_mut("established6"));
+        empty::<16, 56>(self.map_mut("conntrack4"));
+        empty::<40, 92>(self.map_mut("conntrack6"));
+        empty::<16, 56>(self.map_mut("established4"));
+        empty::<40, 92>(self.map_mut("established6"));
     }
 
     /// Changes the backends of a frontend, which stays the same Service's.
@@ -382,7 +382,7 @@ impl Bench {
         fn len<const K: usize, const V: usize>(map: &mut aya::maps::Map) -> usize {
             HashMap::<_, [u8; K], [u8; V]>::try_from(map).expect("hash map").keys().count()
         }
-        len::<16, 44>(self.map_mut("conntrack4")) + len::<40, 80>(self.map_mut("conntrack6"))
+        len::<16, 56>(self.map_mut("conntrack4")) + len::<40, 92>(self.map_mut("conntrack6"))
     }
 
     pub fn metric(&mut self, metric: Metric) -> u64 {

@@ -18,10 +18,10 @@ impl Bench {
         key.extend([proto.number(), 0, 0, 0]);
         let map = self.map_mut(&format!("{map}{}", if from.is_ipv4() { 4 } else { 6 }));
         match <[u8; 16]>::try_from(&key[..]) {
-            Ok(key) => HashMap::<_, _, [u8; 44]>::try_from(map).unwrap().get(&key, 0).is_ok(),
+            Ok(key) => HashMap::<_, _, [u8; 56]>::try_from(map).unwrap().get(&key, 0).is_ok(),
             Err(_) => {
                 let key: [u8; 40] = key.try_into().unwrap();
-                HashMap::<_, _, [u8; 80]>::try_from(map).unwrap().get(&key, 0).is_ok()
+                HashMap::<_, _, [u8; 92]>::try_from(map).unwrap().get(&key, 0).is_ok()
             }
         }
     }

@@ -75,8 +75,8 @@ impl Bench {
             }
         }
         for (v4, v6) in [("conntrack4", "conntrack6"), ("established4", "established6")] {
-            age::<16, 44>(self.map_mut(v4), 24, ticks);
-            age::<40, 80>(self.map_mut(v6), 48, ticks);
+            age::<16, 56>(self.map_mut(v4), 24, ticks);
+            age::<40, 92>(self.map_mut(v6), 48, ticks);
         }
         age::<16, 16>(self.map_mut("fragments4"), 8, ticks);
         age::<40, 40>(self.map_mut("fragments6"), 32, ticks);
@@ -90,12 +90,12 @@ impl Bench {
         key.extend(to.port().to_be_bytes());
         key.extend([proto.number(), 0, 0, 0]);
         if from.is_ipv4() {
-            HashMap::<_, [u8; 16], [u8; 44]>::try_from(self.map_mut("conntrack4"))
+            HashMap::<_, [u8; 16], [u8; 56]>::try_from(self.map_mut("conntrack4"))
                 .expect("hash map")
                 .remove(&key.try_into().expect("key"))
                 .expect("the entry was there");
         } else {
-            HashMap::<_, [u8; 40], [u8; 80]>::try_from(self.map_mut("conntrack6"))
+            HashMap::<_, [u8; 40], [u8; 92]>::try_from(self.map_mut("conntrack6"))
                 .expect("hash map")
                 .remove(&key.try_into().expect("key"))
                 .expect("the entry was there");

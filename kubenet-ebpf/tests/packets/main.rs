@@ -35,4 +35,5 @@ mod refuse;
 mod sctp;
 mod size;
 mod sources;
+mod traffic;
 mod wire;

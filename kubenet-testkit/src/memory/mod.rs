@@ -36,8 +36,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use kubenet_core::{
     datapath::{
-        ApplyReport, Capabilities, Close, Counters, Datapath, DatapathError, DatapathEvent, DrainStatus,
-        ErrorKind, EventHub, FailedRoute, Feature,
+        ApplyReport, BackendName, Capabilities, Close, Counters, Datapath, DatapathError, DatapathEvent,
+        DrainStatus, ErrorKind, EventHub, FailedRoute, Feature,
     },
     model::Protocol,
     route::{NodeRouting, RevisionMismatch, Route, RouteDelta, RouteTable},
@@ -144,7 +144,13 @@ impl MemoryDatapath {
         let Some(route) = lookup(&state.table, flow).cloned() else { return Delivery::Pass };
         let choice = state.pick(&route, flow.source.ip(), &choices);
         state.flows.insert(flow.clone(), choice);
+        let backend = BackendName {
+            service_port: route.service_port.clone(),
+            protocol: route.frontend.protocol,
+            address: choice.backend.socket_addr(),
+        };
         state.counters.routes.entry(route.frontend).or_default().connections += 1;
+        state.counters.backends.entry(backend).or_default().connections += 1;
         Delivery::To(choice)
     }
 

@@ -1,11 +1,11 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use kubenet_core::{
-    datapath::Counters,
+    datapath::{BackendName, Counters},
     model::Protocol,
     route::{Route, RouteDelta, RouteTable, ServicePortName},
 };
@@ -30,6 +30,16 @@ pub(super) struct State {
     pub(super) now: Duration,
 }
 
+/// Every backend of a route, as it is counted.
+fn names(route: &Route) -> impl Iterator<Item = BackendName> {
+    let all = route.internal.backends.iter().chain(&*route.external.backends);
+    all.map(|backend| BackendName {
+        service_port: route.service_port.clone(),
+        protocol: route.frontend.protocol,
+        address: backend.socket_addr(),
+    })
+}
+
 impl State {
     pub(super) fn new() -> Self {
         Self {
@@ -47,6 +57,11 @@ impl State {
 
     /// Moves the table along a delta that starts from it, and forgets what the table no longer allows.
     pub(super) fn step(&mut self, delta: &RouteDelta) {
+        for route in &delta.upserts {
+            if self.table.get(&route.frontend).is_some_and(|old| old.service_port != route.service_port) {
+                self.counters.routes.remove(&route.frontend);
+            }
+        }
         let moved = self.table.apply(delta);
         debug_assert!(moved.is_ok(), "the delta starts from this table");
         let table = &self.table;
@@ -56,6 +71,10 @@ impl State {
         });
         for frontend in &delta.removals {
             self.counters.routes.remove(frontend);
+        }
+        if !self.counters.backends.is_empty() {
+            let served: HashSet<BackendName> = table.routes().flat_map(|route| names(route)).collect();
+            self.counters.backends.retain(|name, _| served.contains(name));
         }
         if !delta.removals.is_empty() {
             let now = self.now;

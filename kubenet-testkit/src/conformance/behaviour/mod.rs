@@ -2,6 +2,7 @@
 
 mod balancing;
 mod connections;
+mod counters;
 mod errors;
 mod frontends;
 mod lifecycle;
@@ -59,6 +60,7 @@ pub(super) fn run(world: &dyn World, slot: &mut Option<Arc<dyn Datapath>>) -> Ve
         balancing::CASES,
         frontends::CASES,
         updates::CASES,
+        counters::CASES,
         lifecycle::CASES,
     ];
     let cases = cases.into_iter().flatten();

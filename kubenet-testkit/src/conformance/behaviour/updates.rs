@@ -33,7 +33,6 @@ pub(super) const CASES: &[Case] = &[
     Case::new("unsupported_route_fails_by_name_and_alone", TCP, unsupported_route),
     Case::new("dropped_future_leaves_a_whole_update", TCP, dropped_future),
     Case::new("node_ports_answer_on_the_chosen_addresses_only", TCP, chosen_addresses),
-    Case::new("counters_count_connections", TCP, counters),
     Case::new("an_applied_revision_is_an_event", TCP, events),
 ];
 
@@ -220,34 +219,6 @@ fn chosen_addresses(bench: &mut Bench<'_>) -> Step {
     same(bench)?;
     bench.update(std::slice::from_ref(&svc))?;
     bench.served(("outside", &svc, NodePort, Tcp), &["a1"]).map(drop)
-}
-
-fn counters(bench: &mut Bench<'_>) -> Step {
-    if !bench.datapath()?.capabilities().counters {
-        return match block_on(bench.datapath()?.counters()) {
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                Err(Stop::NotSupported("counters are not in its capabilities".into()))
-            }
-            Err(error) => fail(format!("expected unsupported, got {error}")),
-            Ok(_) => fail("it counts, but its capabilities do not say so"),
-        };
-    }
-    let svc = bench.service().on(&["a1", "b1"]);
-    bench.program(std::slice::from_ref(&svc))?;
-    for (from, kind) in [("client-a", ClusterIp), ("outside", NodePort)] {
-        let frontend = svc.frontend(kind, bench.family, Tcp);
-        let read = |bench: &mut Bench<'_>| -> Step<u64> {
-            let counters = block_on(bench.datapath()?.counters())?;
-            Ok(counters.routes.get(&frontend).map_or(0, |c| c.connections))
-        };
-        let before = read(bench)?;
-        for _ in 0..5 {
-            bench.served((from, &svc, kind, Tcp), &["a1", "b1"])?;
-        }
-        let counted = read(bench)? - before;
-        check(counted == 5, || format!("{frontend}: 5 connections were made, {counted} counted"))?;
-    }
-    Ok(())
 }
 
 fn events(bench: &mut Bench<'_>) -> Step {
