@@ -1,7 +1,8 @@
 //! Writes routes to the maps, in the order that keeps every packet's view whole.
 //!
-//! New backends, then the slots that name them and source ranges, then the one entry of `services`, which switches the packets
-//! over at once; then the frontends that go; then what nothing refers to any more.
+//! New backends, then the slots that name them and source ranges, then the one entry of `services`, which
+//! switches the packets over at once; then the cluster IPs that are new, as their other ports are refused from then
+//! on; then the frontends that go; then what nothing refers to any more.
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
@@ -22,30 +23,40 @@ use crate::{
     state::{Retired, Staged, StaleFlows, State, cluster_ip},
 };
 
-/// The maps, as far as routes are concerned.
+/// Entries that could not be written or removed, by their places in what was asked for.
+pub(crate) type Failures = Vec<(usize, DatapathError)>;
+
+/// The maps, as far as routes are concerned. What takes many entries takes all that it can of them.
 pub(crate) trait Tables {
     fn write_backend(&mut self, family: IpFamily, handle: Handle, backend: &Backend);
     /// Marks a backend dead. Its address stays: a packet may just have picked it.
     fn kill_backend(&mut self, family: IpFamily, id: u32);
     fn write_slots(&mut self, base: u32, ids: &[u32]);
-    fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError>;
-    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError>;
-    /// Ports of a cluster IP that are no Service ports are refused from now on.
-    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError>;
-    /// An address that is not there is no error.
-    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError>;
+    fn write_names(&mut self, names: &[(u32, layout::ServiceName)]) -> Failures;
+    /// A name that is not there is no error; the same holds for everything else that is removed.
+    fn remove_names(&mut self, ids: &[u32]) -> Failures;
+    /// Ports of these cluster IPs that are no Service ports are refused from now on.
+    fn write_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures;
+    fn remove_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures;
     /// A range from which clients may reach the Service.
     fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError>;
-    /// A range that is not there is no error.
     fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError>;
-    fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError>;
-    /// A frontend that is not there is no error.
-    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError>;
+    fn write_services(&mut self, services: &[(Frontend, layout::Service)]) -> Failures;
+    fn remove_services(&mut self, frontends: &[Frontend]) -> Failures;
     /// Forgets UDP flows, so that their next packet picks again.
     fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError>;
     /// Waits until no packet can see anything that was replaced before. False where that is not possible.
     fn wait_grace_period(&mut self) -> bool;
 }
+
+/// The first failure, where one is as bad as all.
+pub(crate) fn done(failures: Failures) -> Result<(), DatapathError> {
+    failures.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// So many routes are written together: enough for a call of the kernel to cost nothing, and few enough to stay in
+/// the processor's caches. Tests look at the borders.
+const TOGETHER: usize = if cfg!(test) { 3 } else { 1024 };
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -73,19 +84,8 @@ pub(crate) fn program(
         }
     }
     let full = write_all(state, tables, operation, candidates, &mut outcome, now);
-    for frontend in removals {
-        match tables.remove_service(&frontend) {
-            Ok(()) => {
-                outcome.removed += usize::from(state.get(&frontend).is_some());
-                let retired = state.remove(&frontend, now);
-                clean(tables, &retired);
-            }
-            Err(error) => {
-                if let Some(route) = state.get(&frontend).map(|p| Arc::clone(&p.route)) {
-                    fail(&mut outcome, &route, error);
-                }
-            }
-        }
+    for frontends in removals.chunks(TOGETHER) {
+        remove(state, tables, frontends, &mut outcome, now);
     }
     // What was just replaced or removed makes room once no packet can see it.
     let again: Vec<Arc<Route>> = full.iter().map(|(route, _)| Arc::clone(route)).collect();
@@ -111,99 +111,165 @@ fn write_all(
     now: Now,
 ) -> Vec<(Arc<Route>, DatapathError)> {
     let mut full = Vec::new();
-    let mut all_staged: Vec<Staged> = Vec::with_capacity(routes.len());
-    for route in routes {
-        match state.stage(&route, now) {
-            Ok(staged) => all_staged.push(staged),
-            Err(refused) => {
-                let may_retry = Refused::is_full(&refused);
-                let error = refused.into_error(operation);
-                if may_retry { full.push((route, error)) } else { fail(outcome, &route, error) }
+    let mut retired = Vec::new();
+    let mut new_ips = Vec::new();
+    for routes in routes.chunks(TOGETHER) {
+        let mut staged: Vec<Staged> = Vec::with_capacity(routes.len());
+        for route in routes {
+            match state.stage(route, now) {
+                Ok(one) => staged.push(one),
+                Err(refused) => {
+                    let may_retry = Refused::is_full(&refused);
+                    let (route, error) = (Arc::clone(route), refused.into_error(operation));
+                    if may_retry { full.push((route, error)) } else { fail(outcome, &route, error) }
+                }
+            }
+        }
+        let errors = write(tables, operation, &staged);
+        for (staged, error) in staged.into_iter().zip(errors) {
+            let Some(error) = error else {
+                outcome.upserted += 1;
+                let route = &staged.programmed.route;
+                new_ips.extend(
+                    cluster_ip(route).filter(|ip| !state.is_written(*ip)).map(|ip| (ip, Arc::clone(route))),
+                );
+                retired.extend(state.commit(staged, now));
+                continue;
+            };
+            let route = Arc::clone(&staged.programmed.route);
+            retired.extend(state.abort(staged, now));
+            if error.kind() == ErrorKind::Capacity {
+                full.push((route, error));
+            } else {
+                fail(outcome, &route, error);
             }
         }
     }
-    for staged in &all_staged {
-        for (handle, backend) in &staged.new_backends {
-            tables.write_backend(staged.family(), *handle, backend);
+    write_cluster_ips(state, tables, new_ips, outcome);
+    if retired.iter().any(|item| matches!(item, Retired::Source(..))) {
+        // Packets that have seen an old entry find its ranges, if the kernel can wait for them.
+        tables.wait_grace_period();
+    }
+    clean(state, tables, &retired);
+    full
+}
+
+/// Writes the routes for which everything is reserved. Returns why one could not be written, for each of them.
+fn write(tables: &mut dyn Tables, operation: &'static str, staged: &[Staged]) -> Vec<Option<DatapathError>> {
+    for one in staged {
+        for (handle, backend) in &one.new_backends {
+            tables.write_backend(one.family(), *handle, backend);
         }
     }
-    for (base, ids) in all_staged.iter().flat_map(Staged::slots) {
+    for (base, ids) in staged.iter().flat_map(Staged::slots) {
         tables.write_slots(base, ids);
     }
-    let mut retired = Vec::new();
-    for staged in all_staged {
-        let new_ip = cluster_ip(&staged.programmed.route).filter(|ip| !state.is_written(*ip));
-        match write_one(tables, operation, &staged, new_ip) {
-            Ok(()) => {
-                outcome.upserted += 1;
-                retired.extend(state.commit(staged, now));
+    let mut errors: Vec<Option<DatapathError>> = Vec::new();
+    errors.resize_with(staged.len(), || None);
+    let mut names = Vec::new();
+    let mut whose = Vec::new();
+    for (place, one) in staged.iter().enumerate().filter(|(_, one)| one.new_name) {
+        match encode_name(&one.programmed.route) {
+            Ok(name) => {
+                names.push((one.programmed.id, name));
+                whose.push(place);
             }
-            Err(error) => {
-                let route = Arc::clone(&staged.programmed.route);
-                retired.extend(state.abort(staged, now));
-                if error.kind() == ErrorKind::Capacity {
-                    full.push((route, error));
-                } else {
+            Err(why) => errors[place] = Some(error(operation, ErrorKind::InvalidInput, why)),
+        }
+    }
+    for (index, error) in tables.write_names(&names) {
+        errors[whose[index]] = Some(error);
+    }
+    for (one, error) in staged.iter().zip(&mut errors).filter(|(_, error)| error.is_none()) {
+        let id = one.programmed.id;
+        *error = one.new_sources.iter().find_map(|cidr| tables.write_source(id, cidr).err());
+    }
+    let (services, whose): (Vec<_>, Vec<_>) = (0..)
+        .zip(staged)
+        .filter(|(place, _)| errors[*place].is_none())
+        .map(|(place, one)| ((one.programmed.route.frontend, one.programmed.service()), place))
+        .unzip();
+    for (index, error) in tables.write_services(&services) {
+        errors[whose[index]] = Some(error);
+    }
+    errors
+}
+
+/// After all entries of `services`: a port whose entry is still to come is not refused.
+fn write_cluster_ips(
+    state: &mut State,
+    tables: &mut dyn Tables,
+    mut new: Vec<(IpAddr, Arc<Route>)>,
+    outcome: &mut Outcome,
+) {
+    // Stable: of several routes on one, the first one answers for it.
+    new.sort_by_key(|(ip, _)| *ip);
+    new.dedup_by_key(|(ip, _)| *ip);
+    let addresses: Vec<IpAddr> = new.iter().map(|(ip, _)| *ip).collect();
+    let failures = tables.write_cluster_ips(&addresses);
+    addresses.into_iter().for_each(|ip| state.set_written(ip, true));
+    for (index, error) in failures {
+        // The route serves, but it is not all that was asked for: it is written again with the next table.
+        let (ip, route) = &new[index];
+        state.set_written(*ip, false);
+        outcome.upserted -= 1;
+        fail(outcome, route, error);
+    }
+}
+
+fn remove(
+    state: &mut State,
+    tables: &mut dyn Tables,
+    frontends: &[Frontend],
+    outcome: &mut Outcome,
+    now: Now,
+) {
+    let mut failures = tables.remove_services(frontends).into_iter().peekable();
+    let mut retired = Vec::new();
+    for (place, frontend) in frontends.iter().enumerate() {
+        match failures.next_if(|(index, _)| *index == place) {
+            None => {
+                outcome.removed += usize::from(state.get(frontend).is_some());
+                retired.extend(state.remove(frontend, now));
+            }
+            Some((_, error)) => {
+                if let Some(route) = state.get(frontend).map(|p| Arc::clone(&p.route)) {
                     fail(outcome, &route, error);
                 }
             }
         }
     }
-    if retired.iter().any(|item| matches!(item, Retired::Source(..))) {
-        // Packets that have seen an old entry find its ranges, if the kernel can wait for them.
-        tables.wait_grace_period();
-    }
-    clean(tables, &retired);
-    full
+    clean(state, tables, &retired);
 }
 
-fn write_one(
-    tables: &mut dyn Tables,
-    operation: &'static str,
-    Staged { programmed, new_name, new_sources, .. }: &Staged,
-    new_cluster_ip: Option<IpAddr>,
-) -> Result<(), DatapathError> {
-    let route = &programmed.route;
-    if *new_name {
-        let name = encode_name(route).map_err(|why| error(operation, ErrorKind::InvalidInput, why))?;
-        tables.write_name(programmed.id, &name)?;
-    }
-    for cidr in new_sources {
-        tables.write_source(programmed.id, cidr)?;
-    }
-    if let Some(ip) = new_cluster_ip {
-        tables.write_cluster_ip(ip)?;
-    }
-    tables.write_service(&route.frontend, &programmed.service())
-}
-
-fn clean(tables: &mut dyn Tables, retired: &[Retired]) {
+fn clean(state: &State, tables: &mut dyn Tables, retired: &[Retired]) {
     let mut stale = HashSet::new();
+    let (mut names, mut ips) = (Vec::new(), Vec::new());
     for item in retired {
         match *item {
             Retired::Backend(family, id) => tables.kill_backend(family, id),
             Retired::Flows(flows) => {
                 stale.insert(flows);
             }
-            Retired::ClusterIp(ip) => {
-                // The next audit removes it.
-                if let Err(error) = tables.remove_cluster_ip(ip) {
-                    tracing::warn!(%error, %ip, "cannot remove a cluster IP");
-                }
-            }
+            // A route that was written later may be on it.
+            Retired::ClusterIp(ip) if state.is_written(ip) => {}
+            Retired::ClusterIp(ip) => ips.push(ip),
+            Retired::Name(id) => names.push(id),
             Retired::Source(id, cidr) => {
                 // It counts for nobody, and the next audit removes it.
                 if let Err(error) = tables.remove_source(id, &cidr) {
                     tracing::warn!(%error, id, %cidr, "cannot remove a source range");
                 }
             }
-            Retired::Name(id) => {
-                // A name that stays behind is overwritten when its id is used again.
-                if let Err(error) = tables.remove_name(id) {
-                    tracing::warn!(%error, id, "cannot remove the name of a service id");
-                }
-            }
         }
+    }
+    for (index, error) in tables.remove_cluster_ips(&ips) {
+        // The next audit removes it.
+        tracing::warn!(%error, ip = %ips[index], "cannot remove a cluster IP");
+    }
+    for (index, error) in tables.remove_names(&names) {
+        // A name that stays behind is overwritten when its id is used again.
+        tracing::warn!(%error, id = names[index], "cannot remove the name of a service id");
     }
     if !stale.is_empty()
         && let Err(error) = tables.cut(&stale)

@@ -2,13 +2,13 @@
 //!
 //! Nothing is removed before that table is programmed. What then serves nobody goes.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::IpAddr};
 
-use kubenet_core::datapath::DatapathError;
+use kubenet_core::{datapath::DatapathError, route::Frontend};
 
 use crate::{
     decode::Snapshot,
-    program::Tables,
+    program::{Tables, done},
     state::{Leftovers, State, cluster_ip, source_ranges, unused_sources},
 };
 
@@ -33,17 +33,16 @@ pub(crate) fn after(
     snapshot: &Snapshot,
 ) -> Result<usize, DatapathError> {
     let mut removed = 0;
-    for frontend in leftovers.strays.keys().filter(|frontend| state.get(frontend).is_none()) {
-        tables.remove_service(frontend)?;
-        removed += 1;
-    }
+    let strays = leftovers.strays.keys().filter(|frontend| state.get(frontend).is_none());
+    let strays: Vec<Frontend> = strays.copied().collect();
+    done(tables.remove_services(&strays))?;
+    removed += strays.len();
     // Programs that have seen a stray may go on with what it refers to.
     tables.wait_grace_period();
     let ids: HashSet<u32> = state.routes().map(|p| p.id).collect();
-    for id in snapshot.names.keys().filter(|id| !ids.contains(id)) {
-        tables.remove_name(*id)?;
-        removed += 1;
-    }
+    let names: Vec<u32> = snapshot.names.keys().filter(|id| !ids.contains(id)).copied().collect();
+    done(tables.remove_names(&names))?;
+    removed += names.len();
     let wanted: HashSet<_> =
         state.routes().flat_map(|p| source_ranges(&p.route).iter().map(|cidr| (p.id, *cidr))).collect();
     for (id, cidrs) in &snapshot.sources {
@@ -53,14 +52,9 @@ pub(crate) fn after(
         }
     }
     let wanted: HashSet<_> = state.routes().filter_map(|p| cluster_ip(&p.route)).collect();
-    for ip in snapshot.cluster_ips.difference(&wanted) {
-        tables.remove_cluster_ip(*ip)?;
-        removed += 1;
-    }
-    for ip in wanted.difference(&snapshot.cluster_ips) {
-        // Of a route that was adopted as it was, nobody else has written it.
-        tables.write_cluster_ip(*ip)?;
-    }
+    let ips: Vec<IpAddr> = snapshot.cluster_ips.difference(&wanted).copied().collect();
+    done(tables.remove_cluster_ips(&ips))?;
+    removed += ips.len();
     for (family, id) in leftovers.backends(state) {
         tables.kill_backend(family, id);
     }

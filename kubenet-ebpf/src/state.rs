@@ -188,6 +188,12 @@ impl State {
         self.routes.get(frontend)
     }
 
+    /// Whether the route is in the maps as it is.
+    pub(crate) fn has(&self, route: &Arc<Route>) -> bool {
+        let same = self.get(&route.frontend).is_some_and(|programmed| programmed.route == *route);
+        same && cluster_ip(route).is_none_or(|ip| self.is_written(ip))
+    }
+
     pub(crate) fn routes(&self) -> impl Iterator<Item = &Programmed> {
         self.routes.values()
     }
@@ -203,11 +209,7 @@ impl State {
 
     /// The routes to write and the frontends to remove to get to `table`.
     pub(crate) fn diff(&self, table: &RouteTable) -> (Vec<Arc<Route>>, Vec<Frontend>) {
-        let upserts = table
-            .routes()
-            .filter(|route| self.get(&route.frontend).is_none_or(|p| p.route != **route))
-            .map(Arc::clone)
-            .collect();
+        let upserts = table.routes().filter(|route| !self.has(route)).map(Arc::clone).collect();
         let removals = self.routes.keys().filter(|f| table.get(f).is_none()).copied().collect();
         (upserts, removals)
     }
@@ -318,10 +320,6 @@ impl State {
     /// The route's entry of `services` is written: what it replaced is given back.
     #[must_use]
     pub(crate) fn commit(&mut self, staged: Staged, now: Now) -> Vec<Retired> {
-        if let Some(entry) = cluster_ip(&staged.programmed.route).and_then(|ip| self.cluster_ips.get_mut(&ip))
-        {
-            entry.written = true;
-        }
         let frontend = staged.programmed.route.frontend;
         let id = staged.programmed.id;
         let picked: HashSet<u32> = match frontend.protocol {
@@ -398,6 +396,13 @@ impl State {
     /// Whether the map has this cluster IP.
     pub(crate) fn is_written(&self, cluster_ip: IpAddr) -> bool {
         self.cluster_ips.get(&cluster_ip).is_some_and(|entry| entry.written)
+    }
+
+    /// The map has this cluster IP from now on, or no more.
+    pub(crate) fn set_written(&mut self, cluster_ip: IpAddr, written: bool) {
+        if let Some(entry) = self.cluster_ips.get_mut(&cluster_ip) {
+            entry.written = written;
+        }
     }
 
     /// Whether a grace period would free something.

@@ -4,14 +4,14 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use futures::{FutureExt, StreamExt, executor::block_on};
 use kubenet_core::{
     datapath::{Close, Datapath, DatapathEvent, DatapathExt, ErrorKind},
     model::{IpFamily, LocalDetector},
-    route::{Backend, BackendState, NodeRouting, Revision, Route, RouteTable, WhenEmpty},
+    route::{Backend, BackendState, FrontendAddress, NodeRouting, Revision, Route, RouteTable, WhenEmpty},
 };
 use kubenet_ebpf::{EbpfDatapath, MapSizes, Metric, probe};
 use kubenet_testkit::lab::{LabConfig, Node};
@@ -115,6 +115,36 @@ fn a_full_map_fails_one_route_by_name_and_serves_the_others() {
     let fits = table(&lab, 2, routes.into_iter().filter(|r| r.frontend != removed));
     assert_eq!(replace(&datapath, &fits).upserted, 1);
     assert!(block_on(datapath.drift(&fits)).unwrap().is_none());
+}
+
+#[test]
+fn a_map_that_gets_full_amid_many_entries_serves_all_that_fit() {
+    const FIT: usize = 1_500;
+    let Some(lab) = lab(config()) else { return };
+    let mut sizes = MapSizes::default();
+    sizes.services = FIT as u32;
+    let datapath = builder(&lab).map_sizes(sizes).build().unwrap();
+    let model = on_cluster_ip(&lab, IpFamily::V4, 1, &["here", "there"]).remove(0);
+    let numbered = |number: u32| {
+        let mut route = Route::clone(&model);
+        route.frontend.address = FrontendAddress::Ip(Ipv4Addr::from(0x0a60_4000 + number).into());
+        route.service_port.service = format!("web-{number}").into();
+        Arc::new(route)
+    };
+    let all: Vec<Arc<Route>> = (0..2_500).map(numbered).collect();
+    let report = block_on(datapath.replace(table(&lab, 1, all.clone()))).unwrap();
+    assert_eq!((report.upserted, report.failed.len()), (FIT, all.len() - FIT));
+    assert!(report.failed.iter().all(|failed| failed.error.kind() == ErrorKind::Capacity));
+    let failed: Vec<_> = report.failed.iter().map(|failed| failed.frontend).collect();
+    let fit: Vec<_> = all.iter().filter(|route| !failed.contains(&route.frontend)).map(Arc::clone).collect();
+    let fit = table(&lab, 1, fit);
+    assert!(block_on(datapath.drift(&fit)).unwrap().is_none(), "the others are served");
+
+    // Most of them go together, and make room.
+    let last = table(&lab, 2, all[1_400..].iter().map(Arc::clone));
+    let report = replace(&datapath, &last);
+    assert_eq!(report.removed, fit.routes().filter(|route| last.get(&route.frontend).is_none()).count());
+    assert!(block_on(datapath.drift(&last)).unwrap().is_none());
 }
 
 #[test]

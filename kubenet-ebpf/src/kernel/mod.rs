@@ -117,12 +117,8 @@ impl Engine {
         }
         self.hold_until_attached();
         let state = &self.state;
-        let upserts = delta
-            .upserts
-            .iter()
-            .filter(|route| state.get(&route.frontend).is_none_or(|p| p.route != **route))
-            .map(Arc::clone)
-            .collect::<Vec<Arc<Route>>>();
+        let upserts: Vec<Arc<Route>> =
+            delta.upserts.iter().filter(|route| !state.has(route)).map(Arc::clone).collect();
         let removals: Vec<Frontend> =
             delta.removals.iter().filter(|f| state.get(f).is_some()).copied().collect();
         let may_cut = follow::may_cut(state, &upserts, &removals);

@@ -9,12 +9,13 @@ use ipnet::IpNet;
 use kubenet_core::{
     datapath::{DatapathError, DatapathEvent},
     model::IpFamily,
+    route::Frontend,
 };
 
 use super::Engine;
 use crate::{
     names::encode_name,
-    program::Tables,
+    program::{Tables, done},
     state::{cluster_ip, source_ranges},
 };
 
@@ -38,28 +39,31 @@ impl Engine {
         }
         let mut drift = strangers;
         self.repair_sources(&mut drift)?;
-        self.repair_cluster_ips(&mut drift)?;
         let mut lost = Vec::new();
+        let (mut changed_names, mut changed_services) = (Vec::new(), Vec::new());
         for programmed in self.state.routes() {
             let route = &programmed.route;
             if let Ok(name) = encode_name(route)
                 && names.get(&programmed.id) != Some(&name)
             {
                 drift.push(format!("the name of {}", route.service_port));
-                self.maps.write_name(programmed.id, &name)?;
+                changed_names.push((programmed.id, name));
             }
             let service = programmed.service();
             if services.get(&route.frontend) != Some(&service) {
                 drift.push(format!("the entry of {}", route.frontend));
-                if self.maps.write_service(&route.frontend, &service).is_err() {
-                    lost.push(route.frontend);
-                }
+                changed_services.push((route.frontend, service));
             }
         }
-        for frontend in services.keys().filter(|f| self.state.get(f).is_none()) {
-            drift.push(format!("a foreign entry for {frontend}"));
-            self.maps.remove_service(frontend)?;
+        done(self.maps.write_names(&changed_names))?;
+        for (index, _) in self.maps.write_services(&changed_services) {
+            lost.push(changed_services[index].0);
         }
+        let foreign = services.keys().filter(|frontend| self.state.get(frontend).is_none());
+        let foreign: Vec<Frontend> = foreign.copied().collect();
+        drift.extend(foreign.iter().map(|frontend| format!("a foreign entry for {frontend}")));
+        done(self.maps.remove_services(&foreign))?;
+        self.repair_cluster_ips(&mut drift)?;
         // What could not be put back is written from scratch, and reported when that fails.
         for frontend in lost {
             let now = self.now();
@@ -72,18 +76,19 @@ impl Engine {
         }
         Ok(())
     }
+
+    /// Last, as their ports that are no Service ports are refused from then on. One that is not written yet comes
+    /// with its route.
     fn repair_cluster_ips(&mut self, drift: &mut Vec<String>) -> Result<(), DatapathError> {
         let wanted: HashSet<IpAddr> = self.state.routes().filter_map(|p| cluster_ip(&p.route)).collect();
         let found = self.maps.cluster_ips()?;
-        for ip in wanted.difference(&found) {
-            drift.push(format!("the cluster IP {ip}"));
-            self.maps.write_cluster_ip(*ip)?;
-        }
-        for ip in found.difference(&wanted) {
-            drift.push(format!("a foreign cluster IP {ip}"));
-            self.maps.remove_cluster_ip(*ip)?;
-        }
-        Ok(())
+        let lost = wanted.difference(&found).filter(|ip| self.state.is_written(**ip));
+        let lost: Vec<IpAddr> = lost.copied().collect();
+        drift.extend(lost.iter().map(|ip| format!("the cluster IP {ip}")));
+        done(self.maps.write_cluster_ips(&lost))?;
+        let foreign: Vec<IpAddr> = found.difference(&wanted).copied().collect();
+        drift.extend(foreign.iter().map(|ip| format!("a foreign cluster IP {ip}")));
+        done(self.maps.remove_cluster_ips(&foreign))
     }
 
     /// Ranges first, before an entry that was lost says that they count.

@@ -9,6 +9,8 @@ use aya::Pod;
 use nix::{errno::Errno, libc};
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 
 /// What these commands take, as `union bpf_attr` has it.
 ///
@@ -90,5 +92,52 @@ pub(crate) fn for_each<K: Pod + Default, V: Pod + Default>(
             Some(Errno::EINTR) => {}
             Some(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Writes entries, of each its key and its value, with one call (kernel 5.6). Returns how many of them the kernel
+/// took, from the first on. Where it is not all, it refused the next one, or has no batches for such a map.
+pub(crate) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> usize {
+    let count = keys.len().min(values.len());
+    // SAFETY: there are `count` keys and values of the map's sizes (aya checked them when the typed map was made),
+    // which outlive the call and are only read.
+    unsafe { write_batch(BPF_MAP_UPDATE_BATCH, map, keys.as_ptr() as u64, values.as_ptr() as u64, count) }
+}
+
+/// Deletes entries, as [`update_batch`] writes them.
+pub(crate) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> usize {
+    // SAFETY: as for `update_batch`; deletions have no values.
+    unsafe { write_batch(BPF_MAP_DELETE_BATCH, map, keys.as_ptr() as u64, 0, keys.len()) }
+}
+
+/// # Safety
+/// `keys`, and `values` where it is not 0, are addresses of `count` of the map's.
+unsafe fn write_batch(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    keys: u64,
+    values: u64,
+    count: usize,
+) -> usize {
+    let Ok(all) = u32::try_from(count) else { return 0 };
+    if all == 0 {
+        return 0;
+    }
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: 0,
+        keys,
+        values,
+        count: all,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the caller vouches for the pointers.
+    match unsafe { bpf(command, &mut attr) } {
+        Ok(_) => count,
+        // A kernel that gives up before the first entry leaves the number as it was.
+        Err(_) if attr.count >= all => 0,
+        Err(_) => attr.count as usize,
     }
 }

@@ -1,7 +1,11 @@
 //! Routes are written to the maps.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{collections::HashSet, net::IpAddr, os::fd::AsFd};
 
+use aya::{
+    Pod,
+    maps::{HashMap, IterableMap, MapData, MapError},
+};
 use ipnet::IpNet;
 use kubenet_core::{
     datapath::DatapathError,
@@ -11,12 +15,12 @@ use kubenet_core::{
 
 use super::{
     maps::{Key, Maps, deleted, key},
-    membarrier,
+    membarrier, sys,
 };
 use crate::{
     ids::Handle,
-    layout::{Addr4, Addr6, Service, ServiceName},
-    program::Tables,
+    layout::{Addr4, Addr6, Service, ServiceKey, ServiceName},
+    program::{Failures, Tables},
     state::StaleFlows,
 };
 
@@ -42,31 +46,29 @@ impl Tables for Maps {
         }
     }
 
-    fn write_name(&mut self, id: u32, name: &ServiceName) -> Result<(), DatapathError> {
-        let result = self.names.insert(id, name, 0);
-        result.map_err(|e| self.failed("service_names", "services", e))
+    fn write_names(&mut self, names: &[(u32, ServiceName)]) -> Failures {
+        let batch: Batch<_, _> = names.iter().copied().enumerate().collect();
+        let failed = batch.write(&mut self.names);
+        self.failures([("service_names", failed)], "services")
     }
 
-    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
-        self.traffic.retire(id);
-        let result = deleted(self.names.remove(&id));
-        result.map_err(|e| self.failed("service_names", "services", e))
+    fn remove_names(&mut self, ids: &[u32]) -> Failures {
+        ids.iter().for_each(|id| self.traffic.retire(*id));
+        let batch: Batch<_, _> = ids.iter().map(|id| (*id, ())).enumerate().collect();
+        let failed = batch.delete(&mut self.names);
+        self.failures([("service_names", failed)], "services")
     }
 
-    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        let (map, result) = match address {
-            IpAddr::V4(a) => ("cluster_ips4", self.v4.cluster_ips.insert(Addr4::from(a), 1, 0)),
-            IpAddr::V6(a) => ("cluster_ips6", self.v6.cluster_ips.insert(Addr6::from(a), 1, 0)),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
+    fn write_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures {
+        let (v4, v6) = by_family(addresses, 1);
+        let failed = (v4.write(&mut self.v4.cluster_ips), v6.write(&mut self.v6.cluster_ips));
+        self.failures([("cluster_ips4", failed.0), ("cluster_ips6", failed.1)], "services")
     }
 
-    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        let (map, result) = match address {
-            IpAddr::V4(a) => ("cluster_ips4", deleted(self.v4.cluster_ips.remove(&a.into()))),
-            IpAddr::V6(a) => ("cluster_ips6", deleted(self.v6.cluster_ips.remove(&a.into()))),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
+    fn remove_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures {
+        let (v4, v6) = by_family(addresses, ());
+        let failed = (v4.delete(&mut self.v4.cluster_ips), v6.delete(&mut self.v6.cluster_ips));
+        self.failures([("cluster_ips4", failed.0), ("cluster_ips6", failed.1)], "services")
     }
 
     fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
@@ -93,21 +95,17 @@ impl Tables for Maps {
         result.map_err(|e| self.failed(map, "source_ranges", e))
     }
 
-    fn write_service(&mut self, frontend: &Frontend, service: &Service) -> Result<(), DatapathError> {
-        self.traffic.begin(service.id);
-        let (map, result) = match key(frontend) {
-            Key::V4(key) => ("services4", self.v4.services.insert(key, service, 0)),
-            Key::V6(key) => ("services6", self.v6.services.insert(key, service, 0)),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
+    fn write_services(&mut self, services: &[(Frontend, Service)]) -> Failures {
+        services.iter().for_each(|(_, service)| self.traffic.begin(service.id));
+        let (v4, v6) = by_key(services.iter().copied());
+        let failed = (v4.write(&mut self.v4.services), v6.write(&mut self.v6.services));
+        self.failures([("services4", failed.0), ("services6", failed.1)], "services")
     }
 
-    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
-        let (map, result) = match key(frontend) {
-            Key::V4(key) => ("services4", deleted(self.v4.services.remove(&key))),
-            Key::V6(key) => ("services6", deleted(self.v6.services.remove(&key))),
-        };
-        result.map_err(|e| self.failed(map, "services", e))
+    fn remove_services(&mut self, frontends: &[Frontend]) -> Failures {
+        let (v4, v6) = by_key(frontends.iter().map(|frontend| (*frontend, ())));
+        let failed = (v4.delete(&mut self.v4.services), v6.delete(&mut self.v6.services));
+        self.failures([("services4", failed.0), ("services6", failed.1)], "services")
     }
 
     fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
@@ -122,4 +120,99 @@ impl Tables for Maps {
     fn wait_grace_period(&mut self) -> bool {
         membarrier()
     }
+}
+
+impl Maps {
+    /// In the order of what was asked for.
+    fn failures<const N: usize>(
+        &self,
+        failed: [(&'static str, Vec<(usize, MapError)>); N],
+        setting: &'static str,
+    ) -> Failures {
+        let of_map = |(map, failed): (&'static str, Vec<(usize, MapError)>)| {
+            failed.into_iter().map(move |(place, error)| (place, self.failed(map, setting, error)))
+        };
+        let mut failures: Failures = failed.into_iter().flat_map(of_map).collect();
+        failures.sort_by_key(|(place, _)| *place);
+        failures
+    }
+}
+
+/// Entries of one map, and the place of each in what was asked for.
+struct Batch<K, V> {
+    places: Vec<usize>,
+    keys: Vec<K>,
+    values: Vec<V>,
+}
+
+impl<K, V> Default for Batch<K, V> {
+    fn default() -> Self {
+        Self { places: Vec::new(), keys: Vec::new(), values: Vec::new() }
+    }
+}
+
+impl<K, V> Batch<K, V> {
+    fn push(&mut self, place: usize, key: K, value: V) {
+        self.places.push(place);
+        self.keys.push(key);
+        self.values.push(value);
+    }
+}
+
+impl<K, V> FromIterator<(usize, (K, V))> for Batch<K, V> {
+    fn from_iter<I: IntoIterator<Item = (usize, (K, V))>>(entries: I) -> Self {
+        let mut batch = Self::default();
+        entries.into_iter().for_each(|(place, (key, value))| batch.push(place, key, value));
+        batch
+    }
+}
+
+impl<K: Pod, V: Pod> Batch<K, V> {
+    /// With one call. From the entry on that the kernel refuses, or all where it has no batches, each has a call of
+    /// its own: a map that is full fails those for which there is no room, and no others.
+    fn write(&self, map: &mut HashMap<MapData, K, V>) -> Vec<(usize, MapError)> {
+        let done = match self.keys.len() {
+            0 | 1 => 0,
+            _ => sys::update_batch(map.map().fd().as_fd(), &self.keys, &self.values),
+        };
+        let rest = self.places.iter().zip(self.keys.iter().zip(&self.values)).skip(done);
+        rest.filter_map(|(place, (key, value))| Some((*place, map.insert(key, value, 0).err()?))).collect()
+    }
+}
+
+impl<K: Pod> Batch<K, ()> {
+    /// Deletes, as [`Batch::write`] writes. What is not there is no failure.
+    fn delete<V: Pod>(&self, map: &mut HashMap<MapData, K, V>) -> Vec<(usize, MapError)> {
+        let done = match self.keys.len() {
+            0 | 1 => 0,
+            _ => sys::delete_batch(map.map().fd().as_fd(), &self.keys),
+        };
+        let rest = self.places.iter().zip(&self.keys).skip(done);
+        rest.filter_map(|(place, key)| Some((*place, deleted(map.remove(key)).err()?))).collect()
+    }
+}
+
+/// The entries of `services4` and those of `services6`.
+fn by_key<V>(
+    entries: impl Iterator<Item = (Frontend, V)>,
+) -> (Batch<ServiceKey<Addr4>, V>, Batch<ServiceKey<Addr6>, V>) {
+    let (mut v4, mut v6) = (Batch::default(), Batch::default());
+    for (place, (frontend, value)) in entries.enumerate() {
+        match key(&frontend) {
+            Key::V4(key) => v4.push(place, key, value),
+            Key::V6(key) => v6.push(place, key, value),
+        }
+    }
+    (v4, v6)
+}
+
+fn by_family<V: Copy>(addresses: &[IpAddr], value: V) -> (Batch<Addr4, V>, Batch<Addr6, V>) {
+    let (mut v4, mut v6) = (Batch::default(), Batch::default());
+    for (place, address) in addresses.iter().enumerate() {
+        match *address {
+            IpAddr::V4(address) => v4.push(place, address.into(), value),
+            IpAddr::V6(address) => v6.push(place, address.into(), value),
+        }
+    }
+    (v4, v6)
 }

@@ -8,7 +8,7 @@ use super::{start::snat_slice, *};
 use crate::{
     EbpfBuilder,
     layout::{Conntrack, Tuple},
-    program::Tables,
+    program::{Tables, done},
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use kubenet_core::{
@@ -138,7 +138,7 @@ fn what_somebody_changed_is_found_and_put_right() {
     let all = routes(8, 3);
     let table = table(1, all.clone());
     // What nobody serves goes, too.
-    engine.maps.write_cluster_ip([10, 9, 9, 9].into()).unwrap();
+    done(engine.maps.write_cluster_ips(&[[10, 9, 9, 9].into()])).unwrap();
     engine.replace(&table).unwrap();
     assert!(next_drift(&mut events).is_some_and(|drift| drift.contains("a foreign cluster IP 10.9.9.9")));
     assert!(engine.read().unwrap().same_routes(&table));
@@ -151,13 +151,17 @@ fn what_somebody_changed_is_found_and_put_right() {
     let foreign = Frontend::ip([10, 9, 9, 9].into(), all[0].frontend.port, Protocol::Tcp);
     let FrontendAddress::Ip(cluster_ip) = first.route.frontend.address else { panic!("no cluster IP") };
     let breakages: [(&str, bool, Breakage); 6] = [
-        ("a deleted cluster IP", true, Box::new(move |e| e.maps.remove_cluster_ip(cluster_ip).unwrap())),
+        (
+            "a deleted cluster IP",
+            true,
+            Box::new(move |e| done(e.maps.remove_cluster_ips(&[cluster_ip])).unwrap()),
+        ),
         (
             "a deleted entry",
             true,
             Box::new({
                 let frontend = first.route.frontend;
-                move |e| e.maps.remove_service(&frontend).unwrap()
+                move |e| done(e.maps.remove_services(&[frontend])).unwrap()
             }),
         ),
         (
@@ -165,10 +169,10 @@ fn what_somebody_changed_is_found_and_put_right() {
             true,
             Box::new({
                 let service = first.service();
-                move |e| e.maps.write_service(&foreign, &service).unwrap()
+                move |e| done(e.maps.write_services(&[(foreign, service)])).unwrap()
             }),
         ),
-        ("a deleted name", true, Box::new(move |e| e.maps.remove_name(first.id).unwrap())),
+        ("a deleted name", true, Box::new(move |e| done(e.maps.remove_names(&[first.id])).unwrap())),
         ("slots", false, Box::new(move |e| e.maps.write_slots(first.internal.range.base, &[0, 0]))),
         (
             "a dead backend",

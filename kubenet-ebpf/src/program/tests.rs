@@ -182,6 +182,7 @@ proptest! {
             let table = table(routes);
             let outcome = apply(&mut state, &mut memory, &table, now);
             prop_assert!(outcome.failed.is_empty());
+            prop_assert_eq!(&memory.refused, &[], "a cluster IP comes after all of its ports");
             prop_assert_eq!(memory.services.len(), table.len());
             check(&state, &memory);
             prop_assert_eq!(state.diff(&table), (vec![], vec![]));

@@ -8,7 +8,7 @@ use std::{
 use futures::executor::block_on;
 use kubenet_core::{
     datapath::{Close, Datapath, DatapathExt},
-    route::RouteTable,
+    route::{Route, RouteTable},
 };
 use kubenet_ebpf::Inspector;
 use kubenet_testkit::lab::{Connection, Lab};
@@ -91,7 +91,8 @@ fn killed_between_any_two_calls_of_an_update_each_route_is_the_old_one_or_the_ne
         block_on(datapath.close(Close::Keep)).unwrap();
         if let End::Finished(all) = end {
             eprintln!("killed before each of {all} system calls");
-            assert!(all > 30, "{all}");
+            // Names, services, cluster IPs, and the removal of each; the connections that are cut.
+            assert!(all >= 8, "{all}");
             break;
         }
         calls += 1;
@@ -197,7 +198,15 @@ fn serves(lab: &Lab, calls: usize) {
 
 fn each_is_one_of(read: &RouteTable, either: [&RouteTable; 2]) {
     for route in read.routes() {
-        assert!(either.iter().any(|table| table.get(&route.frontend) == Some(route)), "{route:?}");
+        let mut route = Route::clone(route);
+        if let (None, Some(new)) = either.map(|table| table.get(&route.frontend)).into() {
+            // That other ports of a new cluster IP are refused comes last.
+            route.on_cluster_ip = new.on_cluster_ip;
+        }
+        assert!(
+            either.iter().any(|table| table.get(&route.frontend).is_some_and(|r| **r == route)),
+            "{route:?}"
+        );
     }
     for route in either[0].routes().filter(|route| either[1].get(&route.frontend).is_some()) {
         assert!(read.get(&route.frontend).is_some(), "{} is in both", route.frontend);

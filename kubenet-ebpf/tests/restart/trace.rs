@@ -37,7 +37,18 @@ fn changes(at: Pid, number: u64, arguments: [u64; 6]) -> bool {
     const LINK_CREATE: u64 = 28;
     const LINK_UPDATE: u64 = 29;
     const LINK_DETACH: u64 = 34;
-    const COMMANDS: [u64; 6] = [UPDATE_ELEM, DELETE_ELEM, OBJ_PIN, LINK_CREATE, LINK_UPDATE, LINK_DETACH];
+    const UPDATE_BATCH: u64 = 26;
+    const DELETE_BATCH: u64 = 27;
+    const COMMANDS: [u64; 8] = [
+        UPDATE_ELEM,
+        DELETE_ELEM,
+        OBJ_PIN,
+        LINK_CREATE,
+        LINK_UPDATE,
+        LINK_DETACH,
+        UPDATE_BATCH,
+        DELETE_BATCH,
+    ];
     match number as libc::c_long {
         libc::SYS_bpf => COMMANDS.contains(&arguments[0]),
         libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => true,

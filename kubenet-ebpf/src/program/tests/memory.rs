@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use kubenet_core::route::FrontendAddress;
+
 use super::*;
 use crate::decode::{Arrays, Entry, Snapshot};
 
@@ -21,6 +23,8 @@ pub(super) struct Memory {
     pub(super) cluster_ips: BTreeSet<IpAddr>,
     /// What each frontend may show: before the change and after it.
     pub(super) allowed: [View; 2],
+    /// Frontends of the new table that had no entry yet when the rest of their cluster IP was refused.
+    pub(super) refused: Vec<Frontend>,
     pub(super) grace_periods: usize,
     pub(super) cut: Vec<StaleFlows>,
     /// Every id that was ever written, with its generation: connections may know it still.
@@ -45,6 +49,7 @@ impl Memory {
             sources: BTreeSet::new(),
             cluster_ips: BTreeSet::new(),
             allowed: Default::default(),
+            refused: Vec::new(),
             grace_periods: 0,
             cut: Vec::new(),
             handed_out: BTreeSet::new(),
@@ -173,28 +178,38 @@ impl Tables for Memory {
         }
     }
 
-    fn write_name(&mut self, id: u32, name: &layout::ServiceName) -> Result<(), DatapathError> {
-        self.write();
-        self.names.insert(id, *name);
-        Ok(())
+    fn write_names(&mut self, names: &[(u32, layout::ServiceName)]) -> Failures {
+        for (id, name) in names {
+            self.write();
+            self.names.insert(*id, *name);
+        }
+        Vec::new()
     }
 
-    fn remove_name(&mut self, id: u32) -> Result<(), DatapathError> {
-        self.write();
-        self.names.remove(&id);
-        Ok(())
+    fn remove_names(&mut self, ids: &[u32]) -> Failures {
+        for id in ids {
+            self.write();
+            self.names.remove(id);
+        }
+        Vec::new()
     }
 
-    fn write_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        self.write();
-        self.cluster_ips.insert(address);
-        Ok(())
+    fn write_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures {
+        for address in addresses {
+            self.write();
+            self.cluster_ips.insert(*address);
+            let to_come = self.allowed[1].keys().filter(|f| f.address == FrontendAddress::Ip(*address));
+            self.refused.extend(to_come.filter(|f| !self.services.contains_key(f)));
+        }
+        Vec::new()
     }
 
-    fn remove_cluster_ip(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        self.write();
-        self.cluster_ips.remove(&address);
-        Ok(())
+    fn remove_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures {
+        for address in addresses {
+            self.write();
+            self.cluster_ips.remove(address);
+        }
+        Vec::new()
     }
 
     fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
@@ -213,22 +228,28 @@ impl Tables for Memory {
         Ok(())
     }
 
-    fn write_service(&mut self, frontend: &Frontend, service: &layout::Service) -> Result<(), DatapathError> {
-        self.write();
-        let family = self.services.keys().filter(|f| f.family() == frontend.family()).count();
-        if !self.services.contains_key(frontend) && family >= self.sizes.services as usize {
-            return Err(full("services"));
+    fn write_services(&mut self, services: &[(Frontend, layout::Service)]) -> Failures {
+        let mut failures = Vec::new();
+        for (place, (frontend, service)) in services.iter().enumerate() {
+            self.write();
+            let family = self.services.keys().filter(|f| f.family() == frontend.family()).count();
+            if !self.services.contains_key(frontend) && family >= self.sizes.services as usize {
+                failures.push((place, full("services")));
+                continue;
+            }
+            assert!(self.names.contains_key(&service.id), "the name comes before the service");
+            self.services.insert(*frontend, *service);
+            self.look();
         }
-        assert!(self.names.contains_key(&service.id), "the name comes before the service");
-        self.services.insert(*frontend, *service);
-        self.look();
-        Ok(())
+        failures
     }
 
-    fn remove_service(&mut self, frontend: &Frontend) -> Result<(), DatapathError> {
-        self.write();
-        self.services.remove(frontend);
-        Ok(())
+    fn remove_services(&mut self, frontends: &[Frontend]) -> Failures {
+        for frontend in frontends {
+            self.write();
+            self.services.remove(frontend);
+        }
+        Vec::new()
     }
 
     fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
