@@ -22,12 +22,14 @@ pub(crate) struct Args {
 pub(crate) enum Part {
     /// One packet again and again.
     Packets,
-    /// Programming, memory and random packets, by the number of Services.
+    /// From declared objects to the kernel, changes and memory, by the number of Services.
+    Programming,
+    /// Random packets, by the number of Services.
     Scale,
     /// Connections through network namespaces.
     Traffic,
 }
 
 impl Part {
-    pub(crate) const ALL: [Part; 3] = [Part::Packets, Part::Scale, Part::Traffic];
+    pub(crate) const ALL: [Part; 4] = [Part::Packets, Part::Programming, Part::Scale, Part::Traffic];
 }

@@ -9,6 +9,7 @@
 mod args;
 mod kubenet;
 mod packets;
+mod program;
 mod routes;
 mod runs;
 mod scale;
@@ -39,6 +40,7 @@ fn run(args: &Args, report: &mut Report) -> Result<(), Failure> {
     for part in Part::ALL.into_iter().filter(|part| args.only.is_none_or(|only| only == *part)) {
         let done = match part {
             Part::Packets => packets::run(report, args.quick),
+            Part::Programming => program::run(report, args.quick),
             Part::Scale => scale::run(report, args.quick),
             Part::Traffic => traffic::run(report, args.quick),
         };
@@ -50,4 +52,13 @@ fn run(args: &Args, report: &mut Report) -> Result<(), Failure> {
         }
     }
     ran
+}
+
+/// `1k`, `1m`.
+fn short(number: u32) -> String {
+    match number {
+        n if n >= 1_000_000 && n % 1_000_000 == 0 => format!("{}m", n / 1_000_000),
+        n if n >= 1_000 && n % 1_000 == 0 => format!("{}k", n / 1_000),
+        n => n.to_string(),
+    }
 }

@@ -10,8 +10,8 @@ use kubenet_benches::{Failure, frontend};
 use kubenet_core::{
     model::{IpFamily, NodeInfo, Protocol},
     route::{
-        Backend, Frontend, FrontendKind, Masquerade, Revision, Route, RouteDelta, RouteTable,
-        ServicePortName, Target, WhenEmpty,
+        Backend, Frontend, FrontendKind, Masquerade, Revision, Route, RouteTable, ServicePortName, Target,
+        WhenEmpty,
     },
 };
 use kubenet_testkit::lab::Node;
@@ -56,12 +56,10 @@ pub(crate) fn service_address(i: u32) -> u32 {
     }
 }
 
-/// The route of Service number `i`. Another `generation` has another last endpoint.
-pub(crate) fn service(i: u32, endpoints: u32, generation: u32) -> Arc<Route> {
+/// The route of Service number `i`.
+fn service(i: u32, endpoints: u32) -> Arc<Route> {
     let first = ENDPOINTS + i * (endpoints + 2);
-    let last = (endpoints > 0).then_some(endpoints + generation % 2);
-    let numbers = (1..endpoints).chain(last);
-    let backends = numbers.map(|n| Backend::new(four(first + n), HTTP, false));
+    let backends = (1..=endpoints).map(|n| Backend::new(four(first + n), HTTP, false));
     let at = Frontend::ip(four(service_address(i)), HTTP, Protocol::Tcp);
     Arc::new(route(at, FrontendKind::ClusterIp, i, backends.collect()))
 }
@@ -76,7 +74,7 @@ pub(crate) fn table(services: u32, endpoints: u32) -> Result<Arc<RouteTable>, Fa
         Arc::new(route(six_at, FrontendKind::ClusterIp, u32::MAX, vec![six_backend])),
         Arc::new(route(node_port, FrontendKind::NodePort, u32::MAX - 1, outside.collect())),
     ];
-    let routes = (0..services).map(|i| service(i, endpoints, 0)).chain(others);
+    let routes = (0..services).map(|i| service(i, endpoints)).chain(others);
     Ok(Arc::new(RouteTable::new(Revision(1), Arc::new(node(Node::A)?.routing()), routes)))
 }
 
@@ -87,16 +85,8 @@ pub(crate) fn table_to(of: Node, services: u32, backend: SocketAddr) -> Result<A
         let at = Frontend::ip(four(service_address(0)), HTTP, protocol);
         Arc::new(route(at, FrontendKind::ClusterIp, 0, vec![Backend::new(backend.ip(), port, true)]))
     });
-    let routes = (1..services).map(|i| service(i, 1, 0)).chain(here);
+    let routes = (1..services).map(|i| service(i, 1)).chain(here);
     Ok(Arc::new(RouteTable::new(Revision(1), Arc::new(node(of)?.routing()), routes)))
-}
-
-/// The way to another generation of a Service.
-pub(crate) fn change(base: Revision, i: u32, endpoints: u32, generation: u32) -> RouteDelta {
-    let mut delta = RouteDelta::empty(base, base.next());
-    let (old, new) = (service(i, endpoints, generation), service(i, endpoints, generation + 1));
-    delta.change(Some(&old), Some(&new));
-    delta
 }
 
 fn route(at: Frontend, kind: FrontendKind, number: u32, mut backends: Vec<Backend>) -> Route {
