@@ -66,6 +66,23 @@ fn with_what_was_before_only_the_change_is_printed() {
 }
 
 #[test]
+fn session_affinity_is_a_look_at_the_lists_of_clients() {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    let manifest = fs::read_to_string(Path::new(MANIFESTS).join("1-web.yaml")).unwrap();
+    let sticky = manifest.replacen("\nspec:\n", "\nspec:\n  sessionAffinity: ClientIP\n", 1);
+    assert_ne!(sticky, manifest);
+    fs::write(file.path(), sticky).unwrap();
+    let output = plan(&["--manifests", file.path().to_str().unwrap(), "--family", "ipv4"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let all = text(&output.stdout);
+    let of_backend = "--mask 255.255.255.255 --rsource -j DNAT --to-destination 10.244.1.10:8080";
+    let rules: Vec<_> = all.lines().filter(|line| line.ends_with(of_backend)).collect();
+    assert_eq!(rules.len(), 2, "{all}");
+    assert!(rules[0].contains(" -m recent --update --seconds 10800 --name KUBE-SEP-"), "{all}");
+    assert!(rules[1].contains(" -m recent --set --name KUBE-SEP-"), "{all}");
+}
+
+#[test]
 fn iptables_takes_it() {
     let program = ["/usr/sbin/iptables-restore", "/sbin/iptables-restore"];
     let Some(program) = program.into_iter().find(|program| Path::new(program).exists()) else {

@@ -151,6 +151,7 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
     capabilities.node_udp_follows =
         builder.cgroup.is_some() && engine::cuts_udp_sockets(builder.network_namespace.as_deref());
     capabilities.keep_on_close = is_pinned;
+    capabilities.affinity_clients = Some(builder.sizes.affinities);
     let follows = capabilities.node_udp_follows;
     let mut add = |what, why| capabilities.limitations.push(Limitation { what, why });
     add(

@@ -27,6 +27,8 @@ pub struct Probe {
     pub families: Vec<IpFamily>,
     /// Whether source ports of masqueraded flows are chosen fully at random.
     pub random_fully: bool,
+    /// Whether clients can stay with their backends: session affinity.
+    pub affinity: bool,
     /// Whether stale UDP flows can be cut.
     pub conntrack: bool,
 }

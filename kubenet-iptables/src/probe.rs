@@ -4,7 +4,7 @@ use std::{fs, io, net::IpAddr, num::NonZeroU16, path::Path, sync::Arc};
 
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
-    model::{IpFamily, Protocol},
+    model::{Affinity, IpFamily, Protocol},
     route::{
         Backend as RouteBackend, Frontend, FrontendKind, Masquerade, NodeRouting, Revision, Route,
         RouteTable, ServicePortName, Target, WhenEmpty,
@@ -34,6 +34,9 @@ pub(crate) struct Found {
     pub(crate) hairpin: bool,
     /// Whether rules know SCTP.
     pub(crate) sctp: bool,
+    /// Whether rules can remember clients, and how many for each backend where the kernel says so.
+    pub(crate) recent: bool,
+    pub(crate) recent_clients: Option<u32>,
     /// Whether stale flows can be cut.
     pub(crate) conntrack: bool,
 }
@@ -71,13 +74,14 @@ pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
     };
     let wanted = config.families.clone().unwrap_or_else(|| IpFamily::ALL.to_vec());
     let (mut tools, mut failures) = (Vec::new(), Vec::new());
-    let (mut random_fully, mut hairpin, mut sctp, mut tracking) = (true, true, true, true);
+    let (mut random_fully, mut hairpin, mut sctp, mut recent, mut tracking) = (true, true, true, true, true);
     for family in &wanted {
         match config.programs.tools(backend, *family).and_then(|tools| Ok((features(&tools)?, tools))) {
             Ok((features, found)) => {
                 random_fully &= features.random_fully;
                 hairpin &= features.hairpin;
                 sctp &= features.sctp;
+                recent &= features.recent;
                 tracking &= features.conntrack;
                 tools.push(found);
             }
@@ -98,7 +102,24 @@ pub(crate) fn examine(config: &Config) -> Result<Found, DatapathError> {
         tracing::info!(%family, reason = %failure, "address family left out");
     }
     let other = wanted.iter().filter_map(|f| config.programs.tools(backend.other(), *f).ok()).collect();
-    Ok(Found { backend, tools, other, random_fully, hairpin, sctp, conntrack: tracking })
+    // The module is loaded by now, if it is one.
+    let recent_clients = if recent { clients_per_list() } else { None };
+    Ok(Found {
+        backend,
+        tools,
+        other,
+        random_fully,
+        hairpin,
+        sctp,
+        recent,
+        recent_clients,
+        conntrack: tracking,
+    })
+}
+
+/// How many addresses a list of the match `recent` holds. Only root may know.
+fn clients_per_list() -> Option<u32> {
+    fs::read_to_string("/sys/module/xt_recent/parameters/ip_list_tot").ok()?.trim().parse().ok()
 }
 
 fn enter(path: &Path) -> Result<(), (ErrorKind, String, io::Error)> {
@@ -147,6 +168,7 @@ struct Features {
     random_fully: bool,
     hairpin: bool,
     sctp: bool,
+    recent: bool,
     conntrack: bool,
 }
 
@@ -157,10 +179,15 @@ fn features(tools: &Tools) -> Result<Features, ExecError> {
         // With all that can be done without.
         for (random_fully, hairpin) in [(true, true), (true, false), (false, true), (false, false)] {
             let conntrack = || conntrack::translated_flows(tools.family).is_ok();
-            let everything = |sctp| everything(tools.family, random_fully, hairpin, sctp);
-            let result = tools.restore(&everything(false));
-            let sctp = || tools.restore(&everything(true)).is_ok();
-            tried = result.map(|()| Features { random_fully, hairpin, sctp: sctp(), conntrack: conntrack() });
+            let attempt =
+                |sctp, recent| tools.restore(&everything(tools.family, random_fully, hairpin, sctp, recent));
+            tried = attempt(false, false).map(|()| {
+                let (sctp, recent) = match attempt(true, true) {
+                    Ok(()) => (true, true),
+                    Err(_) => (attempt(true, false).is_ok(), attempt(false, true).is_ok()),
+                };
+                Features { random_fully, hairpin, sctp, recent, conntrack: conntrack() }
+            });
             let may_help = |e: &ExecError| !matches!(e.kind, ErrorKind::Permission | ErrorKind::Unavailable);
             if !tried.as_ref().is_err_and(may_help) {
                 break;
@@ -173,13 +200,13 @@ fn features(tools: &Tools) -> Result<Features, ExecError> {
         // Not allowed to make one (a container without CAP_SYS_ADMIN): the first transaction will tell.
         Err(_) => {
             let conntrack = conntrack::translated_flows(tools.family).is_ok();
-            Ok(Features { random_fully: true, hairpin: false, sctp: false, conntrack })
+            Ok(Features { random_fully: true, hairpin: false, sctp: false, recent: false, conntrack })
         }
     }
 }
 
 /// A transaction with every match and target that plans use.
-fn everything(family: IpFamily, random_fully: bool, hairpin: bool, sctp: bool) -> String {
+fn everything(family: IpFamily, random_fully: bool, hairpin: bool, sctp: bool, recent: bool) -> String {
     let address = |n: u8| match family {
         IpFamily::V4 => IpAddr::from([192, 0, 2, n]),
         IpFamily::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)]),
@@ -202,7 +229,9 @@ fn everything(family: IpFamily, random_fully: bool, hairpin: bool, sctp: bool) -
             let some = Masquerade { pods: false, node: true, outside: false };
             let frontend = Frontend::ip(address(n), port, protocol);
             let kind = FrontendKind::ClusterIp;
-            routes.push(Route::new(frontend, kind, name.clone(), target.clone(), some));
+            let mut inside = Route::new(frontend, kind, name.clone(), target.clone(), some);
+            inside.affinity = recent.then(Affinity::default);
+            routes.push(inside);
             let frontend = Frontend::node_port(family, port, protocol);
             let mut outside = Route::new(frontend, FrontendKind::NodePort, name, target, Masquerade::ALWAYS);
             outside.external = Target { backends: Arc::from([]), when_empty: WhenEmpty::Drop };

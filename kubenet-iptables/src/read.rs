@@ -17,7 +17,7 @@ use kubenet_core::{
 use crate::{
     plan::{Context, Planner},
     record::{self, CONTINUED, RouteRecord},
-    rule::{ChainKey, ChainName, Chains, Rule, Table, Target},
+    rule::{ChainKey, ChainName, Chains, Does, Rule, Table, Target},
     save::Saved,
     work,
 };
@@ -168,6 +168,7 @@ impl Decoder<'_> {
         let mut route = Route::new(frontend, record.kind, record.service_port, internal, record.masquerade);
         route.on_cluster_ip = record.on_cluster_ip;
         route.external = external;
+        route.affinity = record.affinity;
         route.source_ranges = record.source_ranges;
         Some(route)
     }
@@ -211,7 +212,7 @@ impl Decoder<'_> {
         let rules = self.rules(chain)?;
         let mut backends = Vec::with_capacity(rules.len());
         if !rules.iter().any(|rule| self.part(rule).is_some()) {
-            return Some(rules.iter().filter_map(backend_of).collect());
+            return Some(rules.iter().filter(|rule| picks(rule)).filter_map(backend_of).collect());
         }
         self.collect(chain, 0, &mut backends);
         backends.sort_unstable();
@@ -228,7 +229,7 @@ impl Decoder<'_> {
 
     /// The backends behind a chain and the chains of its parts. Whatever was found: no deeper than a kernel goes.
     fn collect(&self, chain: &ChainName, depth: u8, backends: &mut Vec<Backend>) {
-        for rule in self.rules(chain).into_iter().flat_map(|rules| rules.iter()) {
+        for rule in self.rules(chain).into_iter().flat_map(|rules| rules.iter()).filter(|rule| picks(rule)) {
             match self.part(rule) {
                 Some(part) if depth < 16 => self.collect(part, depth + 1, backends),
                 Some(_) => {}
@@ -245,6 +246,11 @@ fn frontend(family: IpFamily, rule: &Rule, port: Option<(Protocol, NonZeroU16)>)
         Some(net) => Frontend::ip(net.addr(), port, protocol),
         None => Frontend::node_port(family, port, protocol),
     })
+}
+
+/// Whether a rule of a chain that picks is one for clients that have no backend yet.
+fn picks(rule: &Rule) -> bool {
+    rule.recent.as_ref().is_none_or(|recent| recent.does == Does::Set)
 }
 
 /// What a rule says about the backend that it leads to.

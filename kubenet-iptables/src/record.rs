@@ -7,7 +7,7 @@ use std::{fmt::Write as _, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 use kubenet_core::{
-    model::{LocalDetector, Protocol},
+    model::{Affinity, LocalDetector, Protocol},
     route::{
         Backend, BackendState, FrontendAddress, FrontendKind, Masquerade, NodeRouting, Revision, Route,
         ServicePortName, SourceRanges, WhenEmpty,
@@ -87,6 +87,7 @@ pub(crate) struct RouteRecord {
     pub(crate) masquerade: Masquerade,
     pub(crate) internal_empty: WhenEmpty,
     pub(crate) external_empty: WhenEmpty,
+    pub(crate) affinity: Option<Affinity>,
     pub(crate) source_ranges: Option<Arc<SourceRanges>>,
     /// Of a cluster IP: its rule does not show them.
     pub(crate) port: Option<(Protocol, NonZeroU16)>,
@@ -137,6 +138,7 @@ impl RouteRecord {
             masquerade: route.masquerade,
             internal_empty: route.internal.when_empty,
             external_empty: route.external.when_empty,
+            affinity: route.affinity,
             source_ranges: route.source_ranges.clone(),
             port: (route.kind == FrontendKind::ClusterIp
                 && matches!(route.frontend.address, FrontendAddress::Ip(_)))
@@ -166,6 +168,9 @@ impl RouteRecord {
         if self.external_empty != self.internal_empty {
             let _ = write!(text, "/{}", empty_word(self.external_empty));
         }
+        if let Some(affinity) = self.affinity {
+            let _ = write!(text, " affinity={}", affinity.timeout_seconds());
+        }
         if let Some(ranges) = &self.source_ranges {
             let _ = write!(text, " from={}", encode_ranges(ranges));
         }
@@ -188,6 +193,10 @@ impl RouteRecord {
         let text = text.split_once(ARROW).map_or(text, |(text, _)| text.trim_end());
         let (text, source_ranges) = match text.rsplit_once(" from=") {
             Some((text, ranges)) => (text, Some(Arc::new(decode_ranges(ranges)?))),
+            None => (text, None),
+        };
+        let (text, affinity) = match text.rsplit_once(" affinity=") {
+            Some((text, seconds)) => (text, Some(Affinity::new(seconds.parse().ok()?)?)),
             None => (text, None),
         };
         let (text, empty) = text.rsplit_once(" empty=")?;
@@ -220,6 +229,7 @@ impl RouteRecord {
             masquerade,
             internal_empty: parse_empty(internal)?,
             external_empty: parse_empty(external)?,
+            affinity,
             source_ranges,
             port,
         })
@@ -350,6 +360,7 @@ mod tests {
             internal_empty in empty(),
             external_empty in empty(),
             ranges in prop::option::of(ranges()),
+            affinity in prop::option::of(1..=Affinity::MAX_TIMEOUT_SECONDS),
             of_port in any::<bool>(),
             backend in prop::option::of((any::<IpAddr>(), 1u16.., any::<bool>())),
         ) {
@@ -364,6 +375,7 @@ mod tests {
                     namespace: namespace.into(), service: service.into(), port: port.into(),
                 },
                 masquerade, internal_empty, external_empty,
+                affinity: affinity.and_then(Affinity::new),
                 source_ranges: ranges.map(Arc::new),
                 port: of_port.then_some((Protocol::Udp, NonZeroU16::MAX)),
             };

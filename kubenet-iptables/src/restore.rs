@@ -6,7 +6,7 @@ use kubenet_core::model::{IpFamily, Protocol};
 
 use crate::{
     plan::Jump,
-    rule::{self, ChainChanges, ChainKey, Chains, MASQUERADE_MARK, Rule, State, Table, Target},
+    rule::{self, ChainChanges, ChainKey, Chains, Does, MASQUERADE_MARK, Recent, Rule, State, Table, Target},
     save,
 };
 
@@ -199,6 +199,15 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
     }
     if let Some(chance) = rule.chance {
         write!(out, " -m statistic --mode random --probability {chance}")?;
+    }
+    if let Some(Recent { list, does }) = &rule.recent {
+        out.push_str(" -m recent ");
+        match does {
+            Does::Set => out.push_str("--set"),
+            Does::Check(seconds) => write!(out, "--rcheck --seconds {seconds} --reap")?,
+            Does::Update(seconds) => write!(out, "--update --seconds {seconds}")?,
+        }
+        write!(out, " --name {list} --mask {} --rsource", rule::whole_mask(family))?;
     }
     match &rule.target {
         None => {}

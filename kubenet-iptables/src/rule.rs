@@ -6,7 +6,7 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     net::{IpAddr, SocketAddr},
-    num::NonZeroU16,
+    num::{NonZeroU16, NonZeroU32},
     sync::Arc,
 };
 
@@ -96,6 +96,8 @@ pub(crate) struct Rule {
     pub(crate) to_itself: bool,
     /// Taken at random, so often.
     pub(crate) chance: Option<Chance>,
+    /// Looks for the source in a list, or puts it there. After all other matches.
+    pub(crate) recent: Option<Recent>,
     pub(crate) comment: String,
     pub(crate) target: Option<Target>,
 }
@@ -152,6 +154,25 @@ pub(crate) enum State {
     Invalid,
     /// Its destination was translated.
     Translated,
+}
+
+/// The kernel's match `recent`: a list of source addresses and of when each was seen last.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Recent {
+    /// The list's name. It exists as long as some rule has it.
+    pub(crate) list: ChainName,
+    pub(crate) does: Does,
+}
+
+/// What [`Recent`] does with its list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Does {
+    /// Notes the source and the time. Matches always.
+    Set,
+    /// Matches a source that was seen within so many seconds, and forgets one that was not.
+    Check(NonZeroU32),
+    /// The same, and notes the time when it matches; forgets nobody.
+    Update(NonZeroU32),
 }
 
 /// A probability, in the ten digits that rules are written with.
@@ -295,6 +316,11 @@ impl Rule {
         self
     }
 
+    pub(crate) fn recent(mut self, recent: Option<Recent>) -> Self {
+        self.recent = recent;
+        self
+    }
+
     pub(crate) fn target(mut self, target: Target) -> Self {
         self.target = Some(target);
         self
@@ -328,6 +354,14 @@ pub(crate) const fn compare_addresses(family: IpFamily) -> &'static str {
             "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,32 0 0 16,7 0 0 0,32 0 0 \
              32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
         }
+    }
+}
+
+/// The mask of the match `recent` that keeps the whole address.
+pub(crate) const fn whole_mask(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "255.255.255.255",
+        IpFamily::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
     }
 }
 

@@ -11,7 +11,8 @@ use kubenet_core::model::IpFamily;
 use crate::{
     names::Names,
     rule::{
-        ChainKey, ChainName, Chains, Chance, Interface, Rule, Source, State, Table, Target, compare_addresses,
+        ChainKey, ChainName, Chains, Chance, Does, Interface, Recent, Rule, Source, State, Table, Target,
+        compare_addresses, whole_mask,
     },
 };
 
@@ -220,7 +221,7 @@ fn parse_words(words: &[String]) -> Option<Rule> {
             "-d" => rule.destination = Some(net(words.next()?)?),
             "-i" => rule.interface = Some(Interface::parse(words.next()?)),
             "-p" => rule.protocol = Some(words.next()?.parse().ok()?),
-            "--dport" => {
+            "--dport" if rule.recent.is_none() => {
                 let ports = words.next()?;
                 match ports.split_once(':') {
                     Some((first, last)) => rule.ports = Some((first.parse().ok()?, last.parse().ok()?)),
@@ -228,8 +229,11 @@ fn parse_words(words: &[String]) -> Option<Rule> {
                 }
             }
             "-m" => match words.next()? {
-                "tcp" | "udp" | "sctp" | "mark" | "conntrack" | "addrtype" | "comment" | "statistic"
-                | "bpf" => {}
+                "tcp" | "udp" | "sctp" | "comment" => {}
+                // It notes whoever gets so far: no match may follow.
+                _ if rule.recent.is_some() => return None,
+                "mark" | "conntrack" | "addrtype" | "statistic" | "bpf" => {}
+                "recent" => rule.recent = Some(recent(&mut words)?),
                 _ => return None,
             },
             "--mark" if words.next()? == "0x4000/0x4000" => rule.marked = Some(!not),
@@ -259,6 +263,26 @@ fn parse_words(words: &[String]) -> Option<Rule> {
         }
     }
     Some(rule)
+}
+
+/// The options of the match `recent`, which are printed in this order.
+fn recent<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Recent> {
+    let does = words.next()?;
+    let mut seconds = || (words.next()? == "--seconds").then(|| words.next()?.parse().ok())?;
+    let does = match does {
+        "--set" => Does::Set,
+        "--rcheck" => {
+            let does = Does::Check(seconds()?);
+            (words.next()? == "--reap").then_some(does)?
+        }
+        "--update" => Does::Update(seconds()?),
+        _ => return None,
+    };
+    let list = (words.next()? == "--name").then(|| words.next())??;
+    let whole = words.next()? == "--mask"
+        && IpFamily::ALL.map(whole_mask).contains(&words.next()?)
+        && words.next()? == "--rsource";
+    whole.then(|| Recent { list: ChainName::new(list), does })
 }
 
 /// A target and its options, which end the rule.

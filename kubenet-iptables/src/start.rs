@@ -36,6 +36,7 @@ impl From<&Found> for Probe {
             datapath: found.backend.datapath_name(),
             families: found.families(),
             random_fully: found.random_fully,
+            affinity: found.recent,
             conntrack: found.conntrack,
         }
     }
@@ -173,9 +174,14 @@ fn routing_capabilities() -> Capabilities {
     let mut capabilities = Capabilities::basic();
     capabilities.protocols = Protocol::ALL.into();
     capabilities.frontends = FrontendKind::ALL.into();
-    capabilities.features =
-        [Feature::SourceRanges, Feature::Weights, Feature::InterfaceDetectors, Feature::RejectUnknownPorts]
-            .into();
+    capabilities.features = [
+        Feature::SourceRanges,
+        Feature::Affinity,
+        Feature::Weights,
+        Feature::InterfaceDetectors,
+        Feature::RejectUnknownPorts,
+    ]
+    .into();
     capabilities
 }
 
@@ -201,6 +207,7 @@ fn capabilities(found: &Found) -> Capabilities {
                   these flows where the kernel can list them",
         },
     ]);
+    affinity(&mut capabilities, found);
     if !found.sctp {
         capabilities.protocols.remove(&Protocol::Sctp);
         capabilities.limitations.push(Limitation {
@@ -235,4 +242,37 @@ fn capabilities(found: &Found) -> Capabilities {
         });
     }
     capabilities
+}
+
+/// What the kernel's match `recent` makes of session affinity.
+fn affinity(capabilities: &mut Capabilities, found: &Found) {
+    if !found.recent {
+        capabilities.features.remove(&Feature::Affinity);
+        capabilities.limitations.push(Limitation {
+            what: "session affinity",
+            why: "the kernel or iptables has no match that remembers clients (xt_recent): routes that ask for it are \
+                  reported as unsupported",
+        });
+        return;
+    }
+    capabilities.affinity_clients = found.recent_clients;
+    capabilities.limitations.extend([
+        Limitation {
+            what: "clients with affinity",
+            why: "the kernel remembers so many of each backend as the parameter ip_list_tot of its module xt_recent \
+                  says, 100 by default: beyond, those not seen for longest are forgotten. To have more, load the \
+                  module with ip_list_tot=10000, or boot with xt_recent.ip_list_tot=10000 where it is built in; \
+                  ip_pkt_list_tot=1 makes a client cost 100 bytes instead of 2 KB",
+        },
+        Limitation {
+            what: "endpoints of Services with affinity",
+            why: "a new connection looks for its client on the list of one endpoint after the other, and the kernel \
+                  looks for each list among all of them: many such Services of many endpoints slow all of them down",
+        },
+        Limitation {
+            what: "affinity to a backend that comes back",
+            why: "a backend's clients are forgotten when it goes; and one that dials frontends whose policies have \
+                  different backends may get one backend for each policy",
+        },
+    ]);
 }

@@ -103,6 +103,11 @@ pub struct Capabilities {
     ///
     /// [L2]: crate::resolve
     pub node_udp_follows: bool,
+    /// So many clients with session affinity are remembered at least; beyond, those not seen for longest are
+    /// forgotten ([A1]). `None`: no limit, or not known.
+    ///
+    /// [A1]: crate::resolve
+    pub affinity_clients: Option<u32>,
     /// Whether [`Datapath::counters`](super::Datapath::counters) answers.
     pub counters: bool,
     /// Whether those count packets and bytes, too.
@@ -132,6 +137,7 @@ impl Capabilities {
             features: BTreeSet::new(),
             local_backends_see_client: false,
             node_udp_follows: true,
+            affinity_clients: None,
             counters: false,
             packet_counters: false,
             keep_on_close: false,

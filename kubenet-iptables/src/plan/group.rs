@@ -19,7 +19,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use kubenet_core::{
-    model::IpFamily,
+    model::{Affinity, IpFamily},
     route::{
         Backend, FrontendAddress, Masquerade, NodeRouting, Origin, Route, SourceRanges, Target as RouteTarget,
     },
@@ -56,6 +56,7 @@ impl Context {
             node,
             plan: GroupPlan::default(),
             sets: Vec::new(),
+            sticky: routes.iter().any(|route| route.affinity.is_some()),
             entries: Vec::new(),
             firewalls: Vec::new(),
         }
@@ -70,6 +71,8 @@ pub(super) struct Group<'a> {
     pub(super) node: &'a NodeRouting,
     pub(super) plan: GroupPlan,
     pub(super) sets: Vec<Set>,
+    /// Whether clients of some route stay with their backends.
+    pub(super) sticky: bool,
     entries: Vec<(Entry, ChainName)>,
     firewalls: Vec<(Firewall, ChainName)>,
 }
@@ -106,12 +109,16 @@ impl Group<'_> {
         for route in routes {
             for backends in [&route.internal.backends, &route.external.backends] {
                 if !backends.is_empty() {
-                    lists.insert((usize::MAX - backends.len(), Arc::clone(backends)));
+                    let seconds = route.affinity.map(Affinity::timeout_seconds);
+                    lists.insert((usize::MAX - backends.len(), Arc::clone(backends), seconds));
                 }
             }
         }
-        for (n, (_, backends)) in lists.into_iter().enumerate() {
-            let user = |r: &&Arc<Route>| [&r.internal, &r.external].iter().any(|t| t.backends == backends);
+        for (n, (_, backends, seconds)) in lists.into_iter().enumerate() {
+            let user = |r: &&Arc<Route>| {
+                r.affinity.map(Affinity::timeout_seconds) == seconds
+                    && [&r.internal, &r.external].iter().any(|t| t.backends == backends)
+            };
             let Some(user) = routes.iter().find(user) else { continue };
             let set = self.set(user, &backends, n);
             self.sets.push(set);
@@ -123,13 +130,13 @@ impl Group<'_> {
         self.plan
     }
 
-    fn set_of(&self, target: &RouteTarget) -> Option<usize> {
-        self.sets.iter().position(|set| set.backends == target.backends)
+    fn set_of(&self, route: &Route, target: &RouteTarget) -> Option<usize> {
+        self.sets.iter().position(|set| set.affinity == route.affinity && set.backends == target.backends)
     }
 
     /// The rules of a route in the dispatch chains; makes the chains behind them.
     fn route(&mut self, route: &Route) -> Dispatch {
-        let (internal, external) = (self.set_of(&route.internal), self.set_of(&route.external));
+        let (internal, external) = (self.set_of(route, &route.internal), self.set_of(route, &route.external));
         let mut dispatch = Dispatch { filter: self.answers(route), ..Dispatch::default() };
         let marked = self.context.marked_before(self.node, &route.frontend);
         let to = match (internal, external) {

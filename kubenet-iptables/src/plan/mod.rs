@@ -3,6 +3,7 @@
 //! A [`Planner`] holds the plan of a table; [`Planner::step`] says which chains a delta changes, at a cost
 //! that follows the delta, and [`Planner::commit`] takes the step once the kernel has it.
 
+mod affinity;
 mod answers;
 mod dispatch;
 mod fixed;

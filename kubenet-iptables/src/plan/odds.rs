@@ -33,7 +33,8 @@ impl Group<'_> {
         // In a small set nothing depends on it.
         let place = |b: &Backend| if many { names::spread(&b.socket_addr().to_string()) } else { 0 };
         let placed: Vec<Placed> = set.backends.iter().map(|b| (place(b), *b)).collect();
-        self.part(set, chain.clone(), placed, 0);
+        let known = self.known_clients(set);
+        self.part(set, chain.clone(), placed, 0, known);
     }
 
     /// The kernel follows 16 jumps, and without the match on addresses the chains of endpoints need two.
@@ -41,8 +42,8 @@ impl Group<'_> {
         if self.context.hairpin { 3 } else { 2 }
     }
 
-    /// Makes the chain of a part, `depth` chains below the set's.
-    fn part(&mut self, set: &Set, chain: ChainName, backends: Vec<Placed>, depth: u32) {
+    /// Makes the chain of a part, `depth` chains below the set's, after these rules.
+    fn part(&mut self, set: &Set, chain: ChainName, backends: Vec<Placed>, depth: u32, mut rules: Vec<Rule>) {
         let parts: Vec<Vec<Placed>> = if backends.len() <= LEAF || depth == self.deepest() {
             backends.into_iter().map(|backend| vec![backend]).collect()
         } else {
@@ -55,7 +56,7 @@ impl Group<'_> {
         };
         let weight = |part: &[Placed]| part.iter().map(|(_, b)| u64::from(b.weight.get())).sum::<u64>();
         let mut left: u64 = parts.iter().map(|part| weight(part)).sum();
-        let mut rules = Vec::with_capacity(parts.len() + 1);
+        rules.reserve(parts.len() + 1);
         for (n, part) in parts.into_iter().enumerate() {
             // Of those that the rules before leave. The last takes the rest.
             let chance = Chance::of(weight(&part), left);
@@ -68,7 +69,7 @@ impl Group<'_> {
             let behind = self.context.names.set_part(&chain, slot);
             let comment = if n == 0 { set.label.clone() } else { String::new() };
             rules.push(Rule { chance, ..Rule::to(Target::Goto(behind.clone())) }.comment(comment));
-            self.part(set, behind, part, depth + 1);
+            self.part(set, behind, part, depth + 1, Vec::new());
         }
         self.plan.chains.push((chain, rules.into()));
     }

@@ -8,12 +8,12 @@
 //! backend to itself passes the node that it is on. One that is not known to be here (no node name, or a pod of
 //! another node that dials our node port) is left out for its own flows, which needs one match and no chain,
 //! unless it is the last of the list: that one is picked without a choice, so a plain rule can mark its own
-//! flows before.
+//! flows before. With [affinity](super::affinity), all of them get a chain.
 
 use std::sync::Arc;
 
 use kubenet_core::{
-    model::Protocol,
+    model::{Affinity, Protocol},
     route::{Backend, Route},
 };
 
@@ -28,9 +28,10 @@ pub(super) struct Set {
     pub(super) backends: Arc<[Backend]>,
     pub(super) way: Way,
     pub(super) label: String,
-    protocol: Protocol,
+    pub(super) protocol: Protocol,
+    pub(super) affinity: Option<Affinity>,
     /// What the names of its endpoints' chains are made of.
-    identity: String,
+    pub(super) identity: String,
 }
 
 pub(super) enum Way {
@@ -48,6 +49,7 @@ impl Group<'_> {
             way: Way::InPlace,
             label: record::label(&route.service_port),
             protocol: route.frontend.protocol,
+            affinity: route.affinity,
             identity: name_and_protocol(route),
         };
         if backends.len() > 1 {
@@ -74,7 +76,8 @@ impl Group<'_> {
             let mark = mark.and_from(&Rule::default().from(host(backend.address)));
             rules.extend(mark.map(|rule| rule.target(Target::Jump(self.context.names.mark_masq.clone()))));
         }
-        rules.push(matches.protocol(set.protocol).target(Target::Dnat(backend.socket_addr())));
+        let rule = matches.protocol(set.protocol).recent(self.noted(set, backend));
+        rules.push(rule.target(Target::Dnat(backend.socket_addr())));
         rules
     }
 
@@ -87,13 +90,17 @@ impl Group<'_> {
         first: bool,
     ) -> Vec<Rule> {
         let named = record::backend_comment(&set.label, backend);
-        let comment = if first || !record::is_plain(backend) { named } else { String::new() };
+        let has_chain = !self.context.hairpin && (backend.local || set.affinity.is_some());
+        // Without a comment, the rule must show the backend.
+        let says = first || has_chain || !record::is_plain(backend);
+        let comment = if says { named } else { String::new() };
         let itself = host(backend.address);
         let translate = Rule::to(Target::Dnat(backend.socket_addr())).protocol(set.protocol);
+        let translate = translate.recent(self.noted(set, backend));
         let mark = Rule::jump(&self.context.names.mark_masq).from(itself);
         if self.context.hairpin {
             vec![Rule { chance, ..translate }.comment(comment)]
-        } else if backend.local {
+        } else if has_chain {
             let chain = self.context.names.endpoint(&set.identity, backend.socket_addr());
             let rule = Rule { chance, ..Rule::jump(&chain) }.comment(comment);
             let label = set.label.as_str();

@@ -1,9 +1,10 @@
+mod affinity;
 mod packets;
 
 use std::{num::NonZeroU16, sync::Arc};
 
 use kubenet_core::{
-    model::{IpFamily, LocalDetector, Protocol},
+    model::{Affinity, IpFamily, LocalDetector, Protocol},
     route::{
         Backend, BackendState, Frontend, FrontendKind, Masquerade, NodeRouting, Revision, Route, RouteDelta,
         RouteTable, ServicePortName, Target as RouteTarget, WhenEmpty,
@@ -342,14 +343,15 @@ fn any_route() -> impl Strategy<Value = Arc<Route>> {
     };
     let family = prop_oneof![Just(IpFamily::V4), Just(IpFamily::V6)];
     let frontend = (family, 0u8..4, 1u16..3, prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]);
-    let more = (any::<[bool; 4]>(), (empty(), empty()), packets::any_ranges());
+    let affinity = proptest::option::of(prop_oneof![Just(1), Just(10_800)]);
+    let more = (any::<[bool; 4]>(), (empty(), empty()), packets::any_ranges(), affinity);
     (frontend, (words.clone(), words), backends(), backends(), more).prop_map(
         |(
             (family, host, frontend_port, protocol),
             (namespace, service),
             internal,
             external,
-            (bits, empties, ranges),
+            (bits, empties, ranges, affinity),
         )| {
             let address = |host: u8| match family {
                 IpFamily::V4 => std::net::IpAddr::from([10, 96, 0, host]),
@@ -379,6 +381,7 @@ fn any_route() -> impl Strategy<Value = Arc<Route>> {
                 route.external = target(&backends(external), empties.1);
             }
             route.source_ranges = ranges;
+            route.affinity = affinity.and_then(Affinity::new);
             Arc::new(route)
         },
     )

@@ -9,7 +9,7 @@
 use std::{num::NonZeroU16, sync::Arc};
 
 use kubenet_core::{
-    model::{IpFamily, Protocol},
+    model::{Affinity, IpFamily, Protocol},
     route::{
         Backend, Frontend, FrontendKind, Masquerade, NodeRouting, Revision, Route, RouteTable,
         ServicePortName, SourceRanges, Target, WhenEmpty,
@@ -41,6 +41,9 @@ pub fn routes(named: &ServicePortName, number: u8) -> Vec<Arc<Route>> {
     };
     push(FrontendKind::ClusterIp, 1, &[(2, true), (3, false)], |_| ());
     push(FrontendKind::ClusterIp, 2, &[(4, true)], |_| ());
+    push(FrontendKind::ClusterIp, 5, &[(2, true), (3, false)], |route| {
+        route.affinity = Some(Affinity::default());
+    });
     push(FrontendKind::ExternalIp, 3, &[], |_| ());
     push(FrontendKind::NodePort, 0, &[(2, true), (3, false)], |route| {
         route.external = Target { backends: Arc::default(), when_empty: WhenEmpty::Drop };

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use kubenet_core::route::{FrontendAddress, SourceRanges};
 
 use super::*;
-use crate::rule::{ChainName, Interface};
+use crate::rule::{ChainName, Does, Interface, Recent};
 
 /// A new flow.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ struct Packet {
     interface: &'static str,
     to: SocketAddr,
     protocol: Protocol,
+    /// Whose list of clients the source is on.
+    known: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +40,7 @@ fn walk(chains: &Chains, table: Table, chain: &ChainName, packet: &Packet, marke
 }
 
 fn from_rule(chains: &Chains, table: Table, rules: &[Rule], packet: &Packet, marked: bool) -> BTreeSet<End> {
-    let Some(i) = rules.iter().position(|rule| matches(rule, packet)) else {
+    let Some(i) = rules.iter().position(|rule| matches(chains, rule, packet)) else {
         return [(Fate::Fell, marked)].into();
     };
     let go_on = |marked| from_rule(chains, table, &rules[i + 1..], packet, marked);
@@ -69,8 +71,28 @@ fn from_rule(chains: &Chains, table: Table, rules: &[Rule], packet: &Packet, mar
     ends
 }
 
-fn matches(rule: &Rule, packet: &Packet) -> bool {
-    rule.source.is_none_or(|source| source.net.contains(&packet.source) != source.inverted)
+/// What the rules call the list of a backend's clients. Each chain that picks has the rules of one Service port, so
+/// the backend of the rule says whose list it is.
+fn is_listed(chains: &Chains, rule: &Rule, packet: &Packet) -> bool {
+    let Some(Recent { list, does }) = &rule.recent else { return true };
+    let backend = match &rule.target {
+        Some(Target::Dnat(to)) => Some(*to),
+        Some(Target::Jump(chain)) => {
+            assert_eq!(chain, list);
+            let rules = chains[&(Table::Nat, chain.clone())].iter();
+            rules.clone().find_map(|rule| match &rule.target {
+                Some(Target::Dnat(to)) => Some(*to),
+                _ => None,
+            })
+        }
+        _ => None,
+    };
+    *does == Does::Set || backend == packet.known
+}
+
+fn matches(chains: &Chains, rule: &Rule, packet: &Packet) -> bool {
+    is_listed(chains, rule, packet)
+        && rule.source.is_none_or(|source| source.net.contains(&packet.source) != source.inverted)
         && rule.destination.is_none_or(|net| net.contains(&packet.to.ip()))
         && rule.protocol.is_none_or(|protocol| protocol == packet.protocol)
         && rule.port.is_none_or(|port| port.get() == packet.to.port())
@@ -162,7 +184,7 @@ pub(super) fn any_ranges() -> impl Strategy<Value = Option<Arc<SourceRanges>>> {
 proptest! {
     #[test]
     fn a_packet_gets_what_its_route_says(
-        table in any_table(1), detector in any_detector(), hairpin in any::<bool>(),
+        table in any_table(1), detector in any_detector(), hairpin in any::<bool>(), choice in 0usize..4,
     ) {
         let context = Arc::new(Context { hairpin, ..(*context()).clone() });
         let mut node = node();
@@ -188,9 +210,11 @@ proptest! {
                     (false, false) if source.to_string().ends_with('7') => "veth2",
                     _ => "eth0",
                 };
-                let packet = Packet { source, source_is_local, interface, to, protocol };
                 let origin = node.origin(source, Some(interface));
                 let target = route.target(origin);
+                // A client of one of the backends that the packet may not get, too.
+                let known = route.backends().nth(choice).map(Backend::socket_addr);
+                let packet = Packet { source, source_is_local, interface, to, protocol, known };
                 let to_backend = |backend: &Backend| {
                     let marked = route.masquerade.applies_to(origin) || backend.address == source;
                     (Fate::To(backend.socket_addr()), marked)
@@ -198,12 +222,19 @@ proptest! {
                 // Without the match, a backend that is not known to be here may be left out for its own flows.
                 let left_out = |(n, backend): &(usize, &Backend)| {
                     let last = n + 1 == target.backends.len();
-                    !hairpin && backend.address == source && !backend.local && !last
+                    let chain = backend.local || route.affinity.is_some();
+                    !hairpin && backend.address == source && !chain && !last
                 };
                 let expected: BTreeSet<_> = match target.when_empty {
                     _ if !route.admits(origin, source) => [(Fate::Dropped, false)].into(),
                     _ if !target.backends.is_empty() => {
-                        let backends = target.backends.iter().enumerate().filter(|b| !left_out(b));
+                        let all = target.backends.iter();
+                        let its = all.clone().find(|b| Some(b.socket_addr()) == known);
+                        let its = its.filter(|_| route.affinity.is_some());
+                        let backends = all.enumerate().filter(|b| match its {
+                            Some(its) => b.1 == its,
+                            None => !left_out(b),
+                        });
                         backends.map(|(_, backend)| to_backend(backend)).collect()
                     }
                     WhenEmpty::Reject => [(Fate::Refused, false)].into(),
@@ -297,7 +328,14 @@ fn r1_whoever_is_shut_out_does_not_get_a_node_port_instead() {
     let table = table(1, vec![route, Arc::new(node_port)]);
     let source = "192.0.2.7".parse().unwrap();
     let to = "10.0.0.1:80".parse().unwrap();
-    let packet = Packet { source, source_is_local: false, interface: "eth0", to, protocol: Protocol::Tcp };
+    let packet = Packet {
+        source,
+        source_is_local: false,
+        interface: "eth0",
+        to,
+        protocol: Protocol::Tcp,
+        known: None,
+    };
     let planner = Planner::new(context(), table);
     let ends = fates(&context(), planner.chains(IpFamily::V4).unwrap(), &packet);
     assert_eq!(ends, [(Fate::Dropped, false)].into());
