@@ -27,6 +27,8 @@
 volatile const __u32 have_coarse_clock = 1;
 /* bpf_set_retval() in the socket hooks: kernel 5.18. */
 volatile const __u32 have_set_retval = 1;
+/* Direct server return: see dsr.h. */
+volatile const __u32 have_dsr = 0;
 /* BPF_FIB_LOOKUP_SKIP_NEIGH, which spares a lookup, or 0: kernel 6.3. */
 volatile const __u32 fib_flags = 0;
 

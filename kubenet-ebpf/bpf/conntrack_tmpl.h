@@ -221,9 +221,12 @@ static __noinline void F(ct_heal)(const struct F(tuple) *tuple,
 static __always_inline bool F(ct_lasts)(const struct packet *pkt,
 					const struct F(conntrack) *ct)
 {
-	return (ct->flags & (CT_REPLY | CT_SEEN_REPLY | CT_FIN | CT_RST)) ==
-		       CT_SEEN_REPLY &&
-	       !is_syn(pkt);
+	if (is_syn(pkt) || is_syn_ack(pkt) || ct->flags & (CT_FIN | CT_RST))
+		return false;
+	/* Only answers come by here. */
+	if (have_dsr && ct->flags & CT_REPLY && ct->flags & CT_DIRECT)
+		return true;
+	return (ct->flags & (CT_REPLY | CT_SEEN_REPLY)) == CT_SEEN_REPLY;
 }
 
 /* Notes what the packet says about its flow. */
@@ -254,6 +257,10 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 		/* Often it is the only answer. */
 		settle = true;
 	}
+	/* No answer comes by here, but the client goes on as if there were one. */
+	if (have_dsr && ct->flags & CT_DIRECT && !(ct->flags & CT_REPLY) &&
+	    is_connection(pkt) && !is_syn(pkt))
+		flags |= CT_SEEN_REPLY;
 	if (flags & ~ct->flags)
 		ct->flags |= flags;
 	if (ct->last_seen != now) {

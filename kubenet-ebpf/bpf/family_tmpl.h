@@ -21,11 +21,13 @@
 #include "answer_tmpl.h"
 #include "forward_tmpl.h"
 #include "new_flow_tmpl.h"
+#include "dsr_tmpl.h"
 #include "ingress_tmpl.h"
 #include "egress_tmpl.h"
 #include "icmp_tmpl.h"
 #include "fragment_tmpl.h"
 #include "rare_tmpl.h"
+#include "learn_tmpl.h"
 #include "sockets_tmpl.h"
 
 #undef F

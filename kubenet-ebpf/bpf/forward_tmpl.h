@@ -7,6 +7,8 @@ static __always_inline __u32 F(packet_size)(const struct __sk_buff *skb,
 {
 	__u32 header_len = pkt->l4_off - L3_OFF;
 
+	if (have_dsr && pkt->direct)
+		header_len += F(DSR_LEN);
 	if (skb->gso_size)
 		return header_len + pkt->l4_header_len + skb->gso_size;
 	return header_len + pkt->l4_len;
@@ -90,6 +92,8 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 			/* Kernels before 5.12 do not tell it. */
 			if (pkt->mtu >= F(packet_size)(skb, pkt))
 				pkt->mtu = 1280;
+			if (have_dsr && pkt->direct)
+				pkt->mtu -= F(DSR_LEN);
 			return TOO_BIG;
 		}
 		break;

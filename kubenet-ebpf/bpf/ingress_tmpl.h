@@ -6,7 +6,7 @@
  */
 
 /* No flow is known: TRANSLATE if there is one now. */
-static __always_inline int F(take_flow)(const struct packet *pkt,
+static __always_inline int F(take_flow)(struct packet *pkt,
 					const struct F(tuple) *tuple,
 					struct F(tuple) *target)
 {
@@ -24,14 +24,14 @@ static __always_inline int F(take_flow)(const struct packet *pkt,
 	/* A cluster IP, and no port of it that is served. */
 	if (!service)
 		return REJECT;
-	return F(new_flow)(tuple, service, target, packet_bytes(pkt));
+	return F(new_flow)(pkt, tuple, service, target);
 }
 
 /*
  * A packet of a flow that may be known: TRANSLATE, with `target` filled, NEW_FLOW
  * for take_flow(), or what is to be done with the packet.
  */
-static __always_inline int F(serve)(const struct packet *pkt,
+static __always_inline int F(serve)(struct packet *pkt,
 				    const struct F(tuple) *tuple,
 				    struct F(tuple) *target,
 				    struct F(route) **route)
@@ -53,6 +53,9 @@ static __always_inline int F(serve)(const struct packet *pkt,
 	}
 	F(ct_target)(target, ct, tuple->proto);
 	F(ct_touch)(pkt, tuple, ct, now);
+	if (have_dsr && !(ct->flags & CT_REPLY))
+		pkt->direct = ct->flags & CT_DIRECT &&
+			      (is_syn(pkt) || !is_connection(pkt));
 	*route = &ct->route;
 	count(METRIC_FORWARDED);
 	return TRANSLATE;
@@ -76,8 +79,10 @@ static __always_inline int F(ingress)(struct __sk_buff *skb)
 	verdict = F(serve)(&pkt, &tuple, &target, &route);
 	if (verdict == NEW_FLOW)
 		verdict = F(take_flow)(&pkt, &tuple, &target);
-	if (verdict == TRANSLATE)
+	if (verdict == TRANSLATE) {
 		verdict = F(forward)(skb, &pkt, &tuple, &target, route);
+		verdict = F(dsr_mark_sent)(skb, &pkt, &tuple, verdict);
+	}
 	if (verdict == TOO_BIG)
 		verdict = F(too_big)(skb, &pkt, &tuple);
 	if (verdict == REJECT)

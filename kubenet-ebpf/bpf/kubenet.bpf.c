@@ -5,6 +5,7 @@
 #include "ipv4.h"
 #include "ipv6.h"
 #include "rare.h"
+#include "dsr.h"
 #include "traffic.h"
 #include "conntrack.h"
 #include "maglev.h"
@@ -56,6 +57,20 @@ static __always_inline int ingress_untagged(struct __sk_buff *skb)
 	return verdict;
 }
 
+/* What another node has marked. */
+static __always_inline int learn(struct __sk_buff *skb)
+{
+	if (skb->pkt_type != PACKET_HOST || is_in_vlan(skb))
+		return TC_ACT_UNSPEC;
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		return dsr_learn4(skb);
+	case bpf_htons(ETH_P_IPV6):
+		return dsr_learn6(skb);
+	}
+	return TC_ACT_UNSPEC;
+}
+
 /* At the host's end of a pod's interface: what the pod sends. */
 SEC("classifier")
 int kubenet_from_pod(struct __sk_buff *skb)
@@ -67,6 +82,8 @@ int kubenet_from_pod(struct __sk_buff *skb)
 SEC("classifier")
 int kubenet_from_external(struct __sk_buff *skb)
 {
+	if (have_dsr && learn(skb) == TC_ACT_SHOT)
+		return TC_ACT_SHOT;
 	return ingress_untagged(skb);
 }
 

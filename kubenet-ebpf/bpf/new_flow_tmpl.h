@@ -86,7 +86,7 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 				      struct F(tuple) *target,
 				      struct F(conntrack) *flow,
 				      const struct choice *choice,
-				      bool masquerade)
+				      bool masquerade, bool outside)
 {
 	bool found = false;
 	long err;
@@ -105,12 +105,17 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 		target->sport = tuple->sport;
 		target->dport = backend->port;
 		/* A backend that reaches itself would answer itself. */
-		if (same(backend->addr, tuple->saddr) ||
-		    (masquerade && !F(is_here)(backend)))
+		if (same(backend->addr, tuple->saddr))
 			break;
+		if (masquerade && !F(is_here)(backend)) {
+			if (!have_dsr || !outside)
+				break;
+			flow->flags |= CT_DIRECT;
+		}
 		err = F(ct_create)(tuple, target, flow, 0, UDP_IDLE);
 		if (err != -EEXIST)
 			return err;
+		flow->flags &= ~CT_DIRECT;
 	}
 	if (!found)
 		return -EHOSTUNREACH;
@@ -118,15 +123,16 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 }
 
 /* TRANSLATE: the flow is known from now on, and `target` filled; or REJECT. */
-static __noinline int F(new_flow)(const struct F(tuple) *tuple,
+static __noinline int F(new_flow)(struct packet *pkt,
+				  const struct F(tuple) *tuple,
 				  const struct service *service,
-				  struct F(tuple) *target, __u32 bytes)
+				  struct F(tuple) *target)
 {
 	__u32 origin = F(origin)(tuple);
 	bool outside = origin == SVC_MASQ_OUTSIDE;
+	__u32 zero = 0, bytes = packet_bytes(pkt);
 	struct choice choice = {};
 	struct F(conntrack) *flow;
-	__u32 zero = 0;
 
 	flow = bpf_map_lookup_elem(&F(new_entry), &zero);
 	if (!flow)
@@ -146,9 +152,10 @@ static __noinline int F(new_flow)(const struct F(tuple) *tuple,
 	}
 	if (service->affinity)
 		choice.fixed = F(stick)(tuple, service, &choice);
-	switch (F(assign)(tuple, target, flow, &choice,
-			  service->flags & origin)) {
+	switch (F(assign)(tuple, target, flow, &choice, service->flags & origin,
+			  outside)) {
 	case 0:
+		pkt->direct = flow->flags & CT_DIRECT;
 		count(METRIC_NEW_FLOW);
 		connect_service(flow->service, flow->service_generation, bytes);
 		F(connect_backend)(flow->backend, flow->generation, bytes);

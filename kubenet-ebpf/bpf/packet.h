@@ -56,6 +56,7 @@ struct packet {
 	bool later; /* one of the others: it has none */
 	bool may_fragment; /* routers may cut it */
 	bool extended; /* has IPv6 extension headers */
+	bool direct; /* to be marked for direct server return */
 	__u16 mtu; /* of the route, after TOO_BIG */
 	__u8 fragment_proto; /* what was cut, and under which number */
 	__be32 fragment_id;

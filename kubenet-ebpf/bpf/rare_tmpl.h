@@ -92,9 +92,12 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 		if (rare->pkt.fragment)
 			F(remember_fragment)(rare, verdict);
 	}
-	if (verdict == TRANSLATE)
+	if (verdict == TRANSLATE) {
 		verdict = F(forward_rare)(skb, &rare->pkt, &rare->tuple,
 					  &rare->target);
+		verdict = F(dsr_mark_sent)(skb, &rare->pkt, &rare->tuple,
+					   verdict);
+	}
 	/* Nobody is told about an error that does not arrive. */
 	if (verdict == TOO_BIG && rare->pkt.proto == F(ICMP_PROTO))
 		return drop(METRIC_DROP_ROUTE);

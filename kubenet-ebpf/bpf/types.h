@@ -132,6 +132,7 @@ struct tuple6 {
 #define CT_RST		0x08	/* closed by a reset */
 #define CT_SNAT		0x10	/* the source was replaced, too */
 #define CT_KEPT		0x20	/* `established` has a copy */
+#define CT_DIRECT	0x40	/* the backend's node answers by itself: see dsr.h */
 
 /* Of a flow's last packet, believed until the entry's tick is over. */
 struct route4 {

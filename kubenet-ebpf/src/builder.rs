@@ -136,6 +136,7 @@ pub struct EbpfBuilder {
     pub(crate) sizes: MapSizes,
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) attach_mode: AttachMode,
+    pub(crate) direct_server_return: bool,
     pub(crate) pin_dir: Option<PathBuf>,
     pub(crate) pin_if_possible: bool,
 }
@@ -152,6 +153,7 @@ impl Default for EbpfBuilder {
             // kubenet-iptables masquerades with.
             snat_ports: 1024..=29_999,
             attach_mode: AttachMode::Auto,
+            direct_server_return: false,
             pin_dir: None,
             pin_if_possible: false,
         }
@@ -213,6 +215,27 @@ impl EbpfBuilder {
     #[must_use]
     pub fn attach_mode(mut self, mode: AttachMode) -> Self {
         self.attach_mode = mode;
+        self
+    }
+
+    /// Lets backends on other nodes answer clients outside by themselves. Off when not set.
+    ///
+    /// Such a client is not masqueraded: the backend sees its address, and its node's answers go to it without the
+    /// way back through this node. For that, this node marks the first packet of each connection, and every UDP
+    /// datagram, with the frontend that was dialled: in an IPv4 option (8 bytes) or an IPv6 destination option
+    /// (24 bytes), of the types that RFC 4727 sets aside for such use. No encapsulation is needed, so that packets
+    /// take the ordinary way, TCP loses nothing of its segment size, and a receiver that does not know the option
+    /// skips it. A datagram that is too large with it is answered with the path MTU that is left.
+    ///
+    /// Switch it on everywhere or nowhere: a backend's node that does not know it answers in the backend's own
+    /// name, which the client does not understand. The network between nodes must let packets with such options,
+    /// and with clients' addresses, pass: some clouds drop both. Whoever can send packets to a pod from outside
+    /// can choose in which name that pod answers to it; that is no more than it could see by asking the frontend.
+    ///
+    /// Clients that are pods, or this node's own processes, are served as without it.
+    #[must_use]
+    pub fn direct_server_return(mut self, on: bool) -> Self {
+        self.direct_server_return = on;
         self
     }
 

@@ -198,6 +198,13 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
         "one that is larger than the device towards its backend takes is dropped and counted, without an ICMP \
          error: this node does not fragment in its own name",
     );
+    if builder.direct_server_return {
+        add(
+            "direct server return",
+            "clients outside are not masqueraded on the way to backends of other nodes, which must know it, too; a \
+             packet with so many IPv4 options or such IPv6 headers that it cannot be marked is dropped and counted",
+        );
+    }
     if builder.cgroup.is_none() {
         add(
             "this node's own processes",

@@ -58,11 +58,13 @@ pub(crate) fn shapes(of: &MapSizes) -> Result<BTreeMap<String, Shape>, DatapathE
 pub(crate) fn load(
     of: &MapSizes,
     connect_refused: bool,
+    direct_server_return: bool,
     pinned: Option<(&Path, &BTreeMap<String, Shape>)>,
 ) -> Result<Ebpf, DatapathError> {
     /// Spares the routing look-up the search for a neighbour, which `bpf_redirect_neigh` does anyway.
     const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
     let have_set_retval = u32::from(connect_refused);
+    let have_dsr = u32::from(direct_server_return);
     let have_coarse_clock = u32::from(probe::has_coarse_clock());
     #[cfg(test)]
     let have_coarse_clock = if tests::OTHER_BUILD.get() { 0 } else { have_coarse_clock };
@@ -72,6 +74,7 @@ pub(crate) fn load(
     // The programs need no relocation against the kernel's types.
     loader.btf(None);
     loader.override_global("have_set_retval", &have_set_retval, true);
+    loader.override_global("have_dsr", &have_dsr, true);
     loader.override_global("have_coarse_clock", &have_coarse_clock, true);
     loader.override_global("fib_flags", &fib_flags, true);
     for (map, size) in sizes(of) {

@@ -73,6 +73,7 @@ impl Engine {
             sizes,
             snat_ports,
             attach_mode,
+            direct_server_return,
             pin_dir: _,
             pin_if_possible: _,
         } = builder;
@@ -97,7 +98,7 @@ impl Engine {
             Some(pins) => Some(pins.begin_maps()?),
         };
         let pinned = directory.as_deref().map(|directory| (directory, &shapes));
-        let ebpf = object::load(&sizes, found.connect_refused, pinned)?;
+        let ebpf = object::load(&sizes, found.connect_refused, direct_server_return, pinned)?;
         let mut programs = Programs::load(ebpf, sockets)?;
         let maps = Maps::take(programs.object())?;
         let (state, adopted) = match pins {

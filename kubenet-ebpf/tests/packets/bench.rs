@@ -85,6 +85,16 @@ pub fn on_bench(test: impl FnOnce(&mut Bench) + Send) {
     run_on(VETH, test);
 }
 
+/// As [`on_bench`], with direct server return.
+pub fn on_direct_bench(test: impl FnOnce(&mut Bench) + Send) {
+    run_on_with(VETH, true, test);
+}
+
+/// As [`for_each_kind`], with direct server return.
+pub fn for_each_kind_directly(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
+    on_direct_bench(|bench| each_kind(bench, &Proto::ALL, |bench, net, proto| test(bench, net, proto)));
+}
+
 /// Runs a test once for each family and protocol, on one bench.
 pub fn for_each_kind(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
     on_bench(|bench| each_kind(bench, &Proto::ALL, |bench, net, proto| test(bench, net, proto)));
@@ -117,11 +127,15 @@ fn skip(why: &str) {
 }
 
 fn run_on(external: &str, test: impl FnOnce(&mut Bench) + Send) {
+    run_on_with(external, false, test);
+}
+
+fn run_on_with(external: &str, direct: bool, test: impl FnOnce(&mut Bench) + Send) {
     if !nix::unistd::geteuid().is_root() {
         return skip("loading BPF programs needs root");
     }
     thread::scope(|scope| {
-        if let Err(panic) = scope.spawn(|| test(&mut Bench::new(external))).join() {
+        if let Err(panic) = scope.spawn(|| test(&mut Bench::new(external, direct))).join() {
             std::panic::resume_unwind(panic);
         }
     });
@@ -156,7 +170,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    fn new(external: &str) -> Self {
+    fn new(external: &str, direct: bool) -> Self {
         node_namespace(external);
 
         let object = env::var("KUBENET_BPF_OBJECT").unwrap_or_else(|_| OBJECT.into());
@@ -175,6 +189,8 @@ impl Bench {
         ] {
             loader.map_max_entries(map, 4096);
         }
+        let direct = u32::from(direct);
+        loader.override_global("have_dsr", &direct, true);
         let mut ebpf = loader.load_file(object).expect("load the object");
         for name in ["kubenet_from_pod", "kubenet_from_external", "kubenet_to_device"] {
             without_signals(|| program(&mut ebpf, name).load());

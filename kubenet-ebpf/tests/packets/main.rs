@@ -21,6 +21,7 @@ mod tap;
 
 mod affinity;
 mod choice;
+mod direct;
 mod errors;
 mod established;
 mod extensions;
