@@ -4,11 +4,12 @@ use std::{
     collections::{BTreeSet, HashMap},
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use kubenet_core::{
     model::{IpFamily, Protocol},
-    route::{Frontend, FrontendAddress, RouteTable},
+    route::{Frontend, FrontendAddress, NodeRouting, RouteTable, SourceRanges},
 };
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -26,6 +27,7 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_NETFILTE
 #[derive(Clone, Debug)]
 struct Flow {
     protocol: Protocol,
+    client: IpAddr,
     /// What the client dialled.
     destination: SocketAddr,
     /// Who answers.
@@ -181,10 +183,11 @@ fn flow(attributes: Vec<ConntrackAttribute>) -> Option<Flow> {
         }
     }
     let original = original?;
-    let (_, destination, number) = endpoints(&original)?;
+    let (client, destination, number) = endpoints(&original)?;
     let (answers, _, _) = endpoints(&reply?)?;
     Some(Flow {
         protocol: Protocol::from_number(number)?,
+        client: client.ip(),
         destination,
         answers,
         translated: status.contains(Status::DstNat),
@@ -194,7 +197,8 @@ fn flow(attributes: Vec<ConntrackAttribute>) -> Option<Flow> {
 }
 
 /// UDP frontends whose flows are to be looked at after an update ([L2]), with the backends that they may
-/// keep. Flows to other backends are cut, so that the client's next datagram is routed anew.
+/// keep, and the clients that may keep them ([R1]). Other flows are cut, so that the client's next datagram is
+/// routed anew.
 #[derive(Debug, Default)]
 pub(crate) struct Cut {
     frontends: HashMap<SocketAddr, Verdict>,
@@ -203,10 +207,23 @@ pub(crate) struct Cut {
 
 #[derive(Debug)]
 enum Verdict {
-    /// Served: flows must lead to one of these.
-    Only(Vec<SocketAddr>),
+    /// Served: flows must lead to one of these, and come from a client that is admitted.
+    Only(Vec<SocketAddr>, Option<Guard>),
     /// No longer served: flows that led to one of these end.
     Not(Vec<SocketAddr>),
+}
+
+/// Source ranges, and whom they are about.
+#[derive(Debug)]
+struct Guard {
+    ranges: Arc<SourceRanges>,
+    node: Arc<NodeRouting>,
+}
+
+impl Guard {
+    fn admits(&self, client: IpAddr) -> bool {
+        self.ranges.admits(self.node.origin(client, None), client)
+    }
 }
 
 impl Cut {
@@ -234,7 +251,11 @@ impl Cut {
             // Another route may have taken the address over, or the address may be the node's no more.
             let served = new.lookup(address, frontend.port, frontend.protocol);
             let verdict = match served {
-                Some(route) => Verdict::Only(route.backends().map(|b| b.socket_addr()).collect()),
+                Some(route) => {
+                    let guard = |ranges| Guard { ranges: Arc::clone(ranges), node: Arc::clone(new.node()) };
+                    let backends = route.backends().map(|b| b.socket_addr()).collect();
+                    Verdict::Only(backends, route.source_ranges.as_ref().map(guard))
+                }
                 None => Verdict::Not(old.and_then(backends).unwrap_or_default()),
             };
             self.frontends.insert(SocketAddr::new(address, frontend.port.get()), verdict);
@@ -247,7 +268,10 @@ impl Cut {
             return false;
         }
         match self.frontends.get(&flow.destination) {
-            Some(Verdict::Only(backends)) => !backends.contains(&flow.answers),
+            Some(Verdict::Only(backends, guard)) => {
+                !backends.contains(&flow.answers)
+                    || guard.as_ref().is_some_and(|guard| !guard.admits(flow.client))
+            }
             Some(Verdict::Not(backends)) => flow.translated && backends.contains(&flow.answers),
             None => false,
         }

@@ -193,7 +193,8 @@ fn capabilities(found: &Found) -> Capabilities {
     capabilities.limitations.extend([
         Limitation {
             what: "flows that a change of source ranges shuts out",
-            why: "who is admitted is decided when a flow begins: established ones, of UDP too, live on until they end",
+            why: "who is admitted is decided when a flow begins: established connections live on until they end. UDP \
+                  flows are cut where the kernel has connection tracking over netlink (nf_conntrack_netlink)",
         },
         Limitation {
             what: "UDP flows at a swap",
@@ -223,7 +224,7 @@ fn capabilities(found: &Found) -> Capabilities {
                   many",
         });
         capabilities.limitations.push(Limitation {
-            what: "UDP flows to backends that are gone",
+            what: "UDP flows to backends that are gone, and of clients that are shut out",
             why: "the kernel offers no connection tracking over netlink (nf_conntrack_netlink), so they end by \
                   their timeout only",
         });

@@ -65,7 +65,7 @@ fn r1_whoever_is_shut_out_reaches_no_socket_of_the_node() {
 }
 
 #[test]
-fn r1_a_range_that_is_taken_away_ends_no_established_flow_and_admits_no_new_one() {
+fn r1_a_range_that_is_taken_away_ends_udp_flows_and_no_connection_and_admits_nobody() {
     for variant in VARIANTS {
         let Some(world) = world(variant) else { return };
         let datapath = world.start();
@@ -78,11 +78,14 @@ fn r1_a_range_that_is_taken_away_ends_no_established_flow_and_admits_no_new_one(
             let mut tcp = world.lab.connect(Place::Outside, at, SECOND).unwrap();
             let udp = world.lab.udp_flow(Place::Outside, at).unwrap();
             tcp.ask(SECOND).unwrap();
-            let backend = udp.ask(SECOND).unwrap().backend;
+            udp.ask(SECOND).unwrap();
+            let kept = world.lab.udp_flow("a2", at).unwrap();
+            let backend = kept.ask(SECOND).unwrap().backend;
             let second = world.table(2, for_pod);
             block_on(datapath.apply(Arc::new(first.diff(&second)))).unwrap();
             tcp.ask(SECOND).unwrap();
-            assert_eq!(udp.ask(SECOND).unwrap().backend, backend);
+            assert!(udp.ask(SHORT).unwrap_err().is_timed_out());
+            assert_eq!(kept.ask(SECOND).unwrap().backend, backend, "who is admitted still stays");
             let shut_out = world.lab.udp_flow(Place::Outside, at).unwrap();
             assert!(world.lab.http_get(Place::Outside, at, SHORT).unwrap_err().is_timed_out());
             assert!(shut_out.ask(SHORT).unwrap_err().is_timed_out());
@@ -91,6 +94,7 @@ fn r1_a_range_that_is_taken_away_ends_no_established_flow_and_admits_no_new_one(
             let third = world.table(3, first.routes().map(|route| (**route).clone()).collect());
             block_on(datapath.apply(Arc::new(second.diff(&third)))).unwrap();
             shut_out.ask(SECOND).unwrap();
+            udp.ask(SECOND).unwrap();
         }
         block_on(datapath.close(Close::Remove)).unwrap();
     }

@@ -13,8 +13,8 @@
 //! [`serve`](super::serve); who is masqueraded, in [`marks`](super::marks).
 //!
 //! **Source ranges** decide who is translated. What still has the frontend as its destination in `filter` was
-//! not, and is dropped there, so flows that began before a range was taken away live on: their translation is
-//! known to the kernel, and no rule sees their frontend again.
+//! not, and is dropped there, so connections that began before a range was taken away live on: their translation
+//! is known to the kernel, and no rule sees their frontend again. UDP flows are [cut](crate::conntrack).
 
 use std::{collections::BTreeSet, sync::Arc};
 
