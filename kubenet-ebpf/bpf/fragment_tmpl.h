@@ -2,8 +2,9 @@
 /*
  * Fragments: the first one has the ports, and is served as a whole packet would
  * be. What came of it is kept for the others. One that comes before the first
- * cannot be told from one of another flow; to an address that is a Service's
- * alone it is dropped, as it would leave the node by whatever route there is.
+ * cannot be told from one of another flow; to an address with Services it is
+ * dropped, as it would leave the node by whatever route there is. At the node's
+ * own addresses the stack keeps it, and waits for a first one in vain.
  */
 
 /* How long a receiver waits for the rest of a datagram. */
@@ -18,13 +19,22 @@ static __always_inline void F(fragment_key)(struct F(fragment_key) *key,
 	key->proto = rare->pkt.fragment_proto;
 }
 
-/* Whether this node alone answers for the address, and does so now. */
-static __noinline bool F(is_cluster_ip)(const struct F(rare) *rare)
+/* Whether a packet to this address, other than the node's, may be a Service's. */
+static __always_inline bool F(may_be_service)(const struct F(rare) *rare)
+{
+	if (bpf_map_lookup_elem(&F(cluster_ips), &rare->tuple.daddr))
+		return true;
+	return bpf_map_lookup_elem(&F(service_addrs), &rare->tuple.daddr) &&
+	       !bpf_map_lookup_elem(&F(node_addrs), &rare->tuple.daddr);
+}
+
+/* The same, and whether this instance is the one that serves it now. */
+static __noinline bool F(must_not_pass)(const struct F(rare) *rare)
 {
 	const struct config *cfg = get_config();
 
 	return cfg && !(cfg->flags & CONFIG_DRAINING) &&
-	       bpf_map_lookup_elem(&F(cluster_ips), &rare->tuple.daddr);
+	       F(may_be_service)(rare);
 }
 
 /* What was decided about the first fragment. */
@@ -39,7 +49,7 @@ static __noinline void F(remember_fragment)(const struct F(rare) *rare,
 	copy(target.daddr, rare->target.daddr);
 	if (verdict == TC_ACT_UNSPEC) {
 		/* Nothing is needed where those that are unknown pass, too. */
-		if (!bpf_map_lookup_elem(&F(cluster_ips), &rare->tuple.daddr)) {
+		if (!F(may_be_service)(rare)) {
 			bpf_map_delete_elem(&F(fragments), &key);
 			return;
 		}
@@ -59,7 +69,7 @@ static __noinline int F(follow_fragment)(struct F(rare) *rare)
 	F(fragment_key)(&key, rare);
 	target = bpf_map_lookup_elem(&F(fragments), &key);
 	if (!target || older(target->last_seen, now_ticks(), FRAGMENT_LIFE)) {
-		if (!F(is_cluster_ip)(rare))
+		if (!F(must_not_pass)(rare))
 			return TC_ACT_UNSPEC;
 		return drop(METRIC_DROP_FRAGMENT_EARLY);
 	}

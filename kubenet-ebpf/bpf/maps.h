@@ -41,6 +41,23 @@ struct {
 	__type(value, __u32);
 } cluster_ips6 SEC(".maps");
 
+/* Addresses that are not the cluster's, and have some ports that are Services'. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __be32);
+	__type(value, __u32);
+} service_addrs4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __be32[4]);
+	__type(value, __u32);
+} service_addrs6 SEC(".maps");
+
 /* Backend ids; a service's set is a range. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -77,7 +77,7 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 		verdict = F(translate_error)(skb, rare, false);
 		break;
 	case RARE_BROKEN:
-		if (F(is_cluster_ip)(rare))
+		if (F(must_not_pass)(rare))
 			return drop(METRIC_DROP_MALFORMED);
 		return TC_ACT_UNSPEC;
 	case RARE_LATER:

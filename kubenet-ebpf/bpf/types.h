@@ -337,7 +337,7 @@ enum metric {
 	METRIC_DROP_MALFORMED,	/* headers that cannot be rewritten */
 	METRIC_DROP_ROUTE,	/* no way to the backend, or TTL exceeded */
 	METRIC_DROP_SOURCE_RANGE,	/* the client is in none of the Service's source ranges */
-	METRIC_DROP_FRAGMENT_EARLY,	/* a fragment to a cluster IP, before its datagram's first */
+	METRIC_DROP_FRAGMENT_EARLY,	/* a fragment to a Service's address, before its datagram's first */
 	METRIC_MAX,
 };
 

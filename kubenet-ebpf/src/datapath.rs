@@ -184,8 +184,9 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
     );
     add(
         "fragments out of order",
-        "only a datagram's first fragment has ports: one that comes before it is dropped and counted at a cluster \
-         IP, and left to the stack elsewhere, as it may be anybody's; the datagram is lost",
+        "only a datagram's first fragment has ports: one that comes before it is dropped and counted at an address \
+         with Services, and left to the stack elsewhere, as it may be anybody's; at an address of this node the \
+         stack waits for the first in vain; the datagram is lost",
     );
     add(
         "SCTP",

@@ -5,6 +5,7 @@ mod adopt;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    num::NonZeroU16,
     sync::Arc,
 };
 
@@ -196,6 +197,13 @@ impl State {
 
     pub(crate) fn routes(&self) -> impl Iterator<Item = &Programmed> {
         self.routes.values()
+    }
+
+    /// The routes on one address.
+    pub(crate) fn on_address(&self, address: IpAddr) -> impl Iterator<Item = &Programmed> {
+        let at = FrontendAddress::Ip(address);
+        let first = Frontend { address: at, protocol: Protocol::Tcp, port: NonZeroU16::MIN };
+        self.routes.range(first..).take_while(move |(f, _)| f.address == at).map(|(_, p)| p)
     }
 
     pub(crate) fn backends(&self, family: IpFamily) -> &Backends {

@@ -4,6 +4,8 @@
 
 #[path = "traffic/connected.rs"]
 mod connected;
+#[path = "traffic/fragments.rs"]
+mod fragments;
 mod support;
 
 use std::{

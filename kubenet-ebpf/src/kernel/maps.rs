@@ -47,6 +47,8 @@ pub(crate) struct Maps {
 pub(crate) struct FamilyMaps<A: Address> {
     pub(super) services: HashMap<MapData, ServiceKey<A>, Service>,
     pub(super) cluster_ips: HashMap<MapData, A, u32>,
+    /// Other addresses with Services.
+    pub(super) service_addrs: HashMap<MapData, A, u32>,
     pub(crate) backends: Mapped<layout::Backend<A>>,
     /// By backend id.
     pub(super) traffic: Mapped<layout::Traffic>,
@@ -92,6 +94,7 @@ impl<A: Address> FamilyMaps<A> {
         Ok(Self {
             services: take(source, &name("services"), HashMap::try_from)?,
             cluster_ips: take(source, &name("cluster_ips"), HashMap::try_from)?,
+            service_addrs: take(source, &name("service_addrs"), HashMap::try_from)?,
             backends: take(source, &name("backends"), mapped)?,
             traffic: take(source, &name("backend_traffic"), mapped)?,
             conntrack: take(source, &name("conntrack"), HashMap::try_from)?,

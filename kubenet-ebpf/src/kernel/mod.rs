@@ -1,5 +1,6 @@
 //! The part that touches the kernel. All of it runs on the datapath's own thread.
 
+mod addresses;
 mod attach;
 mod bridge;
 mod connected;
@@ -86,13 +87,16 @@ impl Engine {
         let outcome = match self.adopted.take() {
             None => {
                 self.repair()?;
-                self.program(OPERATION, self.state.diff(table))
+                let work = self.state.diff(table);
+                self.add_addresses(&work.0);
+                self.program(OPERATION, work)
             }
             Some(adopted) => self.settle(OPERATION, table, adopted)?,
         };
         self.state.revision = table.revision();
         self.attachments.ensure(&mut self.programs, OPERATION)?;
         self.set_draining(false);
+        self.sync_addresses();
         self.cut_sockets();
         Ok(self.report(outcome, begin))
     }
@@ -122,7 +126,10 @@ impl Engine {
         let removals: Vec<Frontend> =
             delta.removals.iter().filter(|f| state.get(f).is_some()).copied().collect();
         let may_cut = follow::may_cut(state, &upserts, &removals);
+        let left = self.addresses_to_leave(&upserts, &removals);
+        self.add_addresses(&upserts);
         let outcome = self.program(OPERATION, (upserts, removals));
+        self.leave_addresses(left);
         if may_cut {
             self.cut_sockets();
         }

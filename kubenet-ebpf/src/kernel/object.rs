@@ -15,7 +15,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
 
 /// The maps whose sizes are settings.
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 27] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 29] {
     let names = sizes.service_names();
     [
         ("services4", sizes.services),
@@ -23,6 +23,8 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 27] {
         ("service_names", names),
         ("cluster_ips4", names),
         ("cluster_ips6", names),
+        ("service_addrs4", names),
+        ("service_addrs6", names),
         ("slots", sizes.slots),
         ("backends4", sizes.backends4),
         ("backends6", sizes.backends6),

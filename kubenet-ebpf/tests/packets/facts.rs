@@ -10,6 +10,14 @@ use crate::{
 };
 
 impl Bench {
+    /// Makes an address one that has Services, and other ports of its own.
+    pub fn external_ip(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(a) => self.insert::<4, 4>("service_addrs4", &a.octets(), &[1, 0, 0, 0]),
+            IpAddr::V6(a) => self.insert::<16, 4>("service_addrs6", &a.octets(), &[1, 0, 0, 0]),
+        }
+    }
+
     /// Makes an address one whose other ports are nobody's.
     pub fn cluster_ip(&mut self, address: IpAddr) {
         match address {

@@ -144,6 +144,48 @@ fn l4_a_fragment_before_the_first_is_dropped_at_a_cluster_ip_and_else_passes() {
 }
 
 #[test]
+fn l4_a_fragment_before_the_first_is_dropped_at_an_external_address() {
+    for_tcp_and_udp(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.outside, 40000), at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        bench.external_ip(net.vip);
+        let frame = large(proto, client, frontend);
+        for hook in [Hook::FromPod, Hook::FromExternal] {
+            bench.expect_rest_dropped(hook, frame.clone(), Metric::FragmentEarly);
+        }
+        let next = Frame { id: 1, ..frame.clone() };
+        bench.expect_fragments_forwarded(Hook::FromExternal, next, client, backend);
+        // A port that is no Service's is the stack's, with all fragments that come in order.
+        let other = Frame { id: 2, ..large(proto, client, at(net.vip, 81)) };
+        bench.expect_rest_dropped(Hook::FromExternal, other.clone(), Metric::FragmentEarly);
+        bench.expect_fragments(Hook::FromExternal, other.clone(), UNSPEC, other);
+        if proto == Proto::Tcp {
+            // Without its flags nobody knows whose it is.
+            let mut tiny = Frame { id: 3, ..large(proto, client, frontend) };
+            tiny.mac_to = bench.mac(Hook::FromExternal);
+            assert_eq!(bench.send_bytes(Hook::FromExternal, &tiny.fragments(8)[0], 0).action, SHOT);
+        }
+        bench.configure(DRAINING, 20000..=29999);
+        bench.expect_rest_passed(Hook::FromExternal, Frame { id: 4, ..frame });
+    });
+}
+
+#[test]
+fn l4_an_early_fragment_to_an_external_address_that_is_the_nodes_own_waits_in_the_stack() {
+    for_tcp_and_udp(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.outside, 40000), at(net.node, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        bench.external_ip(net.node);
+        let frame = large(proto, client, frontend);
+        bench.expect_rest_passed(Hook::FromExternal, frame.clone());
+        // The first one does not follow it there.
+        bench.expect_fragments_forwarded(Hook::FromExternal, frame, client, backend);
+    });
+}
+
+#[test]
 fn l4_a_fragment_of_another_datagram_is_not_mistaken() {
     for_tcp_and_udp(|bench, net, proto| {
         let [client, frontend, backend] = served(bench, net, proto);
