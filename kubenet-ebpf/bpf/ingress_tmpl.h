@@ -63,9 +63,9 @@ static __always_inline int F(serve)(struct packet *pkt,
 
 static __always_inline int F(ingress)(struct __sk_buff *skb)
 {
+	struct packet pkt = { .ifindex = skb->ifindex };
 	struct F(tuple) tuple = {}, target = {};
 	struct F(route) *route = NULL;
-	struct packet pkt = {};
 	int verdict;
 
 	switch (F(parse)(skb, &pkt, &tuple)) {

@@ -158,6 +158,15 @@ struct {
 	__type(value, __u32);
 } pod_cidrs6 SEC(".maps");
 
+/* Interfaces whose packets are pods', where the interface tells. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+} pod_interfaces SEC(".maps");
+
 /* The parts of 127.0.0.0/8 on which node ports answer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -9,14 +9,15 @@
  * Where a flow comes from, as the flag that says whether such flows are
  * masqueraded. NodeRouting::origin() of kubenet-core is the same rule.
  */
-static __noinline __u32 F(origin)(const struct F(tuple) *tuple)
+static __noinline __u32 F(origin)(const struct F(tuple) *tuple, __u32 ifindex)
 {
 	struct F(lpm) pod = { .prefix_len = 8 * sizeof(pod.addr) };
 
 	if (bpf_map_lookup_elem(&F(node_addrs), &tuple->saddr))
 		return SVC_MASQ_NODE;
 	copy(pod.addr, tuple->saddr);
-	if (bpf_map_lookup_elem(&F(pod_cidrs), &pod))
+	if (bpf_map_lookup_elem(&F(pod_cidrs), &pod) ||
+	    bpf_map_lookup_elem(&pod_interfaces, &ifindex))
 		return SVC_MASQ_PODS;
 	return SVC_MASQ_OUTSIDE;
 }
@@ -128,7 +129,7 @@ static __noinline int F(new_flow)(struct packet *pkt,
 				  const struct service *service,
 				  struct F(tuple) *target)
 {
-	__u32 origin = F(origin)(tuple);
+	__u32 origin = F(origin)(tuple, pkt->ifindex);
 	bool outside = origin == SVC_MASQ_OUTSIDE;
 	__u32 zero = 0, bytes = packet_bytes(pkt);
 	struct choice choice = {};

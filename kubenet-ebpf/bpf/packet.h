@@ -60,6 +60,7 @@ struct packet {
 	__u16 mtu; /* of the route, after TOO_BIG */
 	__u8 fragment_proto; /* what was cut, and under which number */
 	__be32 fragment_id;
+	__u32 ifindex; /* where it came in; 0: not where pods are */
 };
 
 /* Whether a flow of this protocol may be one to a Service. */

@@ -70,6 +70,7 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 
 	if (!rare)
 		return TC_ACT_UNSPEC;
+	rare->pkt.ifindex = skb->ifindex;
 	switch (F(parse_rare)(skb, rare)) {
 	case RARE_OTHER:
 		return TC_ACT_UNSPEC;

@@ -248,6 +248,9 @@ struct lpm6 {
 
 #define CONFIG_DRAINING		0x01	/* serve known flows, take no new ones */
 #define CONFIG_SNAT6_SECOND	0x02	/* the second of both places is in use */
+/* How `detector` tells pods by the interface, for user space alone. */
+#define CONFIG_BRIDGE		0x100
+#define CONFIG_PREFIX		0x200
 
 struct config {
 	__be32 snat4;		/* source of masqueraded flows; 0: none */
@@ -258,6 +261,7 @@ struct config {
 	__u16 snat_port_max;
 	__u16 snat_wide_min;	/* those of all instances, when its own run out; 0 to 0: none */
 	__u16 snat_wide_max;
+	char detector[16];	/* the bridge's name, or how pods' interfaces begin */
 };
 
 /* ---- socket hooks ---- */

@@ -139,6 +139,7 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
         Feature::Maglev,
         Feature::SourceRanges,
         Feature::Affinity,
+        Feature::InterfaceDetectors,
         Feature::RejectUnknownPorts,
     ]
     .into();

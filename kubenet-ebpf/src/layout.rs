@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::Pod;
+use kubenet_core::model::LocalDetector;
 
 /// `KUBENET_LAYOUT`: maps of another version are not adopted.
 pub(crate) const VERSION: u32 = 3;
@@ -35,6 +36,8 @@ pub(crate) const NODE_ADDR_NODE_PORT: u32 = 0x02;
 
 pub(crate) const CONFIG_DRAINING: u32 = 0x01;
 pub(crate) const CONFIG_SNAT6_SECOND: u32 = 0x02;
+pub(crate) const CONFIG_BRIDGE: u32 = 0x100;
+pub(crate) const CONFIG_PREFIX: u32 = 0x200;
 
 /// Bits of the coarse monotonic clock in nanoseconds that a conntrack entry's `last_seen` leaves out: a tick
 /// is 1.07 s.
@@ -245,9 +248,35 @@ pub(crate) struct Config {
     pub(crate) snat_port_max: u16,
     pub(crate) snat_wide_min: u16,
     pub(crate) snat_wide_max: u16,
+    /// The bridge's name, or how pods' interfaces begin; filled up with zeros.
+    pub(crate) detector: [u8; 16],
 }
 
 impl Config {
+    /// Keeps how pods are told by the interface, to read it back.
+    pub(crate) fn set_detector(&mut self, detector: &LocalDetector) {
+        let (flag, name) = match detector {
+            LocalDetector::Bridge(name) => (CONFIG_BRIDGE, name.as_str()),
+            LocalDetector::InterfacePrefix(name) => (CONFIG_PREFIX, name.as_str()),
+            _ => (0, ""),
+        };
+        self.flags = self.flags & !(CONFIG_BRIDGE | CONFIG_PREFIX) | flag;
+        self.detector = [0; 16];
+        for (to, from) in self.detector.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+    }
+
+    /// How pods are told by the interface, where they are.
+    pub(crate) fn detector(&self) -> Option<LocalDetector> {
+        let name = String::from_utf8_lossy(&self.detector).trim_end_matches('\0').to_owned();
+        match self.flags & (CONFIG_BRIDGE | CONFIG_PREFIX) {
+            CONFIG_BRIDGE => Some(LocalDetector::Bridge(name)),
+            CONFIG_PREFIX => Some(LocalDetector::InterfacePrefix(name)),
+            _ => None,
+        }
+    }
+
     /// Puts another IPv6 address in use. `settle` waits until no program reads the place that was in use
     /// before the last change.
     pub(crate) fn set_snat6(&mut self, address: Addr6, settle: impl FnOnce()) {
@@ -388,7 +417,7 @@ const _: () = {
     assert!(size_of::<Choice>() == 2 * 4 + 8);
     assert!(size_of::<SourceRange<Addr4>>() == 4 + 4);
     assert!(size_of::<SourceRange<Addr6>>() == 4 + 16);
-    assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2);
+    assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2 + 16);
     assert!(size_of::<SocketKey4>() == 8 + 4 + 2 + 2);
     assert!(size_of::<SocketKey6>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<SocketPeer<Addr4>>() == 4 + 2 + 2 + 3 * 4);
@@ -421,6 +450,24 @@ mod tests {
         assert_eq!(set(a), ([Addr6::default(), a], second, 0), "nothing to do");
         assert_eq!(set(b), ([b, a], first, 1));
         assert_eq!(set(Addr6::default()), ([b, Addr6::default()], second, 2));
+    }
+
+    #[test]
+    fn what_tells_pods_by_the_interface_is_read_back() {
+        let mut config = Config { flags: CONFIG_DRAINING, ..Config::default() };
+        for detector in [
+            LocalDetector::Bridge("fifteen-letters".into()),
+            LocalDetector::InterfacePrefix("cali".into()),
+            LocalDetector::Bridge("cni0".into()),
+        ] {
+            config.set_detector(&detector);
+            assert_eq!(config.detector(), Some(detector));
+        }
+        config.set_detector(&LocalDetector::None);
+        assert_eq!(
+            (config.detector(), config),
+            (None, Config { flags: CONFIG_DRAINING, ..Config::default() })
+        );
     }
 
     #[test]

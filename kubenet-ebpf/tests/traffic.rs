@@ -6,6 +6,8 @@
 mod connected;
 #[path = "traffic/fragments.rs"]
 mod fragments;
+#[path = "traffic/interfaces.rs"]
+mod interfaces;
 mod support;
 
 use std::{

@@ -36,6 +36,8 @@ pub(crate) struct Maps {
     pub(super) traffic: Mapped<layout::Traffic>,
     pub(crate) loopback: LpmTrie<MapData, Addr4, u32>,
     pub(super) names: HashMap<MapData, u32, ServiceName>,
+    /// By the indexes of interfaces.
+    pub(super) pod_interfaces: HashMap<MapData, u32, u32>,
     /// By the cookies of sockets.
     pub(super) socket_flows: HashMap<MapData, u64, SocketFlow>,
     metrics: PerCpuArray<MapData, u64>,
@@ -239,6 +241,7 @@ impl Maps {
             config: take(source, "config", mapped)?,
             traffic: take(source, "service_traffic", mapped)?,
             names: take(source, "service_names", HashMap::try_from)?,
+            pod_interfaces: take(source, "pod_interfaces", HashMap::try_from)?,
             socket_flows: take(source, "socket_flows", HashMap::try_from)?,
             metrics: take(source, "metrics", PerCpuArray::try_from)?,
             operation: "build",

@@ -4,6 +4,7 @@ mod addresses;
 mod attach;
 mod bridge;
 mod connected;
+mod detector;
 mod flows;
 mod follow;
 mod inspect;
@@ -192,12 +193,22 @@ impl Engine {
 
     /// Attaches the programs to a pod's interface.
     pub(crate) fn attach_pod(&mut self, name: &str) -> Result<(), DatapathError> {
-        self.attachments.attach_pod(&mut self.programs, name)
+        self.maps.operation = "attach_pod";
+        self.announce_interface(name)?;
+        let attached = self.attachments.attach_pod(&mut self.programs, name);
+        if attached.is_err()
+            && let Err(error) = self.write_pod_interfaces()
+        {
+            tracing::warn!(%error, name, "an interface without programs stays known as a pod's");
+        }
+        attached
     }
 
     /// Detaches them.
     pub(crate) fn detach_pod(&mut self, name: &str) -> Result<(), DatapathError> {
-        self.attachments.detach_pod(name)
+        self.maps.operation = "detach_pod";
+        let detached = self.attachments.detach_pod(name);
+        detached.and(self.write_pod_interfaces())
     }
 
     /// Removes every trace, and returns what failed.
@@ -217,7 +228,7 @@ impl Engine {
     fn write_node(&mut self, node: &Arc<NodeRouting>) -> Result<(), DatapathError> {
         node::write(&mut self.maps, node, &self.sizes)?;
         self.state.node = Arc::clone(node);
-        Ok(())
+        self.write_pod_interfaces()
     }
 
     fn program(&mut self, operation: &'static str, work: (Vec<Arc<Route>>, Vec<Frontend>)) -> Outcome {

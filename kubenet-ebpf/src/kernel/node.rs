@@ -179,6 +179,7 @@ pub(crate) fn write(maps: &mut Maps, node: &NodeRouting, sizes: &MapSizes) -> Re
         // Where the kernel cannot wait: no program takes as long as the time between two changes.
         membarrier();
     });
+    config.set_detector(&node.local_detector);
     maps.set_config(&config);
     Ok(())
 }
@@ -212,6 +213,8 @@ pub(crate) fn read(maps: &Maps) -> Result<Arc<NodeRouting>, DatapathError> {
     node.loopback_node_ports.sort_unstable();
     if !cidrs.is_empty() {
         node.local_detector = LocalDetector::Cidrs(cidrs.into_iter().map(|(_, cidr)| cidr).collect());
+    } else if let Some(detector) = maps.config().detector() {
+        node.local_detector = detector;
     }
     Ok(Arc::new(node))
 }

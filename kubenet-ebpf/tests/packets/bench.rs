@@ -226,6 +226,7 @@ impl Bench {
         empty::<16, 4>(self.map_mut("cluster_ips6"));
         empty::<4, 4>(self.map_mut("service_addrs4"));
         empty::<16, 4>(self.map_mut("service_addrs6"));
+        empty::<4, 4>(self.map_mut("pod_interfaces"));
         empty::<8, 16>(self.map_mut("affinity4"));
         empty::<20, 16>(self.map_mut("affinity6"));
         self.affinity = (0, 0);
@@ -287,7 +288,8 @@ impl Bench {
         for port in [own.start(), own.end(), all.start(), all.end()] {
             value.extend(port.to_ne_bytes());
         }
-        self.set::<56>("config", 0, &value);
+        value.extend([0; 16]);
+        self.set::<72>("config", 0, &value);
     }
 
     /// A backend with a fresh id.
@@ -412,6 +414,10 @@ impl Bench {
     pub fn send(&mut self, hook: Hook, frame: &mut Frame) -> Outcome {
         frame.mac_to = self.mac(hook);
         self.send_bytes(hook, &frame.bytes(), 0)
+    }
+
+    pub fn interface(&self, hook: Hook) -> u32 {
+        if hook == Hook::FromPod { self.pod0 } else { self.ext0 }
     }
 
     pub fn mac(&self, hook: Hook) -> [u8; 6] {

@@ -5,11 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use aya::maps::{HashMap, MapData, lpm_trie};
 
 use crate::{
-    bench::{Bench, octets},
+    bench::{Bench, Hook, octets},
     frame::Proto,
 };
 
 impl Bench {
+    /// Makes all that comes in there a pod's.
+    pub fn pods_behind(&mut self, hook: Hook) {
+        let index = self.interface(hook);
+        self.insert::<4, 4>("pod_interfaces", &index.to_ne_bytes(), &[1, 0, 0, 0]);
+    }
+
     /// Makes an address one that has Services, and other ports of its own.
     pub fn external_ip(&mut self, address: IpAddr) {
         match address {

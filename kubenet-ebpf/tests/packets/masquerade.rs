@@ -55,6 +55,28 @@ fn outside_traffic_to_another_node_comes_from_this_one() {
 }
 
 #[test]
+fn s3_what_comes_in_where_pods_are_is_a_pods() {
+    for_tcp_and_udp(|bench, net, proto| {
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        // No pod has this address, and the other interface's packets are nobody's.
+        let client = at(net.outside, 40000);
+        bench.pods_behind(Hook::FromPod);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        let other = Frame::new(proto, at(net.outside, 40001), frontend);
+        open(bench, net, Hook::FromExternal, other, backend);
+        // Fragments, too.
+        let size = 64;
+        let mut large = Frame::new(proto, at(net.outside, 40002), frontend).payload(vec![7; 300]);
+        large.mac_to = bench.mac(Hook::FromPod);
+        let expected = large.forwarded(at(net.outside, 40002), backend);
+        let outcome = bench.send_bytes(Hook::FromPod, &large.fragments(size)[0], 0);
+        assert_eq!((outcome.action, outcome.bytes), (REDIRECT, expected.fragments(size).remove(0)));
+    });
+}
+
+#[test]
 fn pods_are_masqueraded_when_told_so() {
     for_tcp_and_udp(|bench, net, proto| {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));

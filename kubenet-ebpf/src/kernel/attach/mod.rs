@@ -146,6 +146,11 @@ impl Attachments {
         external.chain(self.pods.iter().map(|name| (name.clone(), Side::Pod))).collect()
     }
 
+    /// The names of all interfaces that have programs, or are to have them.
+    pub(crate) fn interfaces(&self) -> BTreeSet<String> {
+        self.external.iter().chain(&self.pods).chain(self.interfaces.keys()).cloned().collect()
+    }
+
     fn drift(&self, detail: String) {
         self.events.emit(&DatapathEvent::Drift { detail });
     }
