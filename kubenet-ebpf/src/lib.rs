@@ -22,12 +22,32 @@
 //! ```
 //!
 //! # What it needs
-//! - Linux 5.10; 5.14 for [`EbpfBuilder::cgroup`]. From 6.6 on, programs attach by TCX links; before, by the
-//!   `clsact` queueing discipline, which stays on the interface. [`probe()`] says what this machine has.
+//! - Linux 5.10; 5.14 for [`EbpfBuilder::cgroup`]. [`probe()`] says what this machine has, and the
+//!   [table below](#kernels) what is done without.
 //! - `CAP_BPF`, `CAP_PERFMON` and `CAP_NET_ADMIN`, and `CAP_SYS_ADMIN` for [`EbpfBuilder::network_namespace`].
 //! - A BPF file system where it pins, as most machines have at `/sys/fs/bpf`.
 //! - A node that forwards: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding` are 1, and there are routes
 //!   to the pods.
+//!
+//! # Kernels
+//! Written for Linux 5.10 and later, and run on 6.18. What is not there is found out, not guessed from the version,
+//! but for the one row that says so.
+//!
+//! | Feature | Needs | Since | Without it |
+//! |---|---|---|---|
+//! | Packets of pods and from outside | `bpf_redirect_neigh`, `bpf_fib_lookup` in TC programs | 5.10 | [`EbpfBuilder::build`] fails and names it |
+//! | Atomic sets of backends | maps of memory (`BPF_F_MMAPABLE`) | 5.5 | fails |
+//! | Time | `bpf_jiffies64` | 5.6 | fails |
+//! | Cheap time | `bpf_ktime_get_coarse_ns` | 5.11 | `bpf_ktime_get_ns`, which asks the hardware; once in a jiffy |
+//! | Reading tables back, cutting UDP flows | `BPF_MAP_LOOKUP_BATCH` | 5.6 | fails |
+//! | Attachment to interfaces by links | TCX | 6.6 | filters of a `clsact` queueing discipline, which stays on the interface |
+//! | The node's own processes | `bpf_get_netns_cookie` (5.7), links to cgroups (5.7), `getpeername` hooks (5.8), `SO_NETNS_COOKIE` | 5.14 | fails where [`EbpfBuilder::cgroup`] is set |
+//! | `ECONNREFUSED` at the socket | `bpf_set_retval` | 5.18 | `EPERM` |
+//! | Connected UDP sockets follow backends | hook at the end of a socket (5.9), `CONFIG_INET_DIAG_DESTROY`, `CONFIG_INET_UDP_DIAG` | 5.9 | they stay with a backend that is gone: [`Capabilities::node_udp_follows`](kubenet_core::datapath::Capabilities::node_udp_follows) |
+//! | The route's MTU in "packet too big" | `mtu_result` of `bpf_fib_lookup` | 5.12 | 1280 |
+//! | A cheaper routing look-up | `BPF_FIB_LOOKUP_SKIP_NEIGH` | 6.3, by version | the neighbour is looked up, too |
+//! | Programs detached at once | `BPF_LINK_DETACH` | 5.9 | when the link is closed |
+//! | Pins | a BPF file system | 4.4 | nothing outlives the process |
 //!
 //! # Restarts and upgrades
 //! With [`EbpfBuilder::pin_dir`], maps and links are pinned in a BPF file system, and the kernel goes on forwarding

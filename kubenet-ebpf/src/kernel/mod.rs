@@ -15,6 +15,8 @@ mod netlink;
 mod netns;
 mod node;
 mod object;
+#[cfg(test)]
+mod oldest;
 mod probe;
 mod repair;
 mod start;

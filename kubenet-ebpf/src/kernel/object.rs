@@ -12,7 +12,7 @@ use crate::{
     pin::{self, Shape},
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
 
 /// The maps whose sizes are settings.
 fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 29] {
