@@ -8,6 +8,9 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use kubenet_core::model::{InvalidObject, IpFamily, NodeInfo};
 
+/// How the names of pods' interfaces begin, at their node.
+pub(crate) const POD_INTERFACES: &str = "kn";
+
 /// The pods of both nodes.
 pub const CLUSTER_CIDR_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
 /// The pods of both nodes.

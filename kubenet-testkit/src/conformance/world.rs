@@ -17,10 +17,10 @@ use kubenet_core::{
 };
 use parking_lot::Mutex;
 
-use super::fixture::{BACKEND_PORT, PODS};
+use super::fixture::{BACKEND_PORT, HERE, PODS, node_of};
 use crate::{
     memory::{Delivery, Flow, MemoryDatapath},
-    place::{self, Node, Place},
+    place::{self, Node, POD_INTERFACES, Place},
 };
 
 /// What a client got.
@@ -139,7 +139,13 @@ impl<F: Fn() -> MemoryDatapath + Sync> Simulation<F> {
     fn flow(&self, (from, port): (&Place, u16), to: SocketAddr, protocol: Protocol) -> Result<Flow, Got> {
         let source = self.address(from, IpFamily::of(to.ip())).map_err(Got::Error)?;
         let port = if port == 0 { self.next_port.fetch_add(1, Ordering::Relaxed) } else { port };
-        Ok(Flow::new(SocketAddr::new(source, port), to, protocol))
+        let flow = Flow::new(SocketAddr::new(source, port), to, protocol);
+        Ok(match from {
+            Place::Pod(name) if node_of(from) == Some(HERE) => {
+                flow.through(&format!("{POD_INTERFACES}{name}"))
+            }
+            _ => flow,
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     cleanup::{PREFIX, Registration},
     ip, sysctl,
 };
-use crate::place::{Node, OUTSIDE_V4, OUTSIDE_V6, SERVICE_CIDR_V4, SERVICE_CIDR_V6};
+use crate::place::{Node, OUTSIDE_V4, OUTSIDE_V6, POD_INTERFACES, SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 
 /// What pods have as default gateway: the same on every host end, and no address that a flow could come from.
 const GATEWAY_V4: &str = "169.254.1.1";
@@ -111,7 +111,11 @@ impl LabNode {
         validate_name(name).map_err(|rule| LabError::InvalidInput(format!("pod name {name:?}: {rule}")))?;
         let (number, v4, v6) = self.assign(wanted)?;
         // An interface's name has at most 15 bytes. Pod names have no underscore, so the two forms never meet.
-        let host_interface = if name.len() <= 13 { format!("kn{name}") } else { format!("kn_{number}") };
+        let host_interface = if name.len() <= 13 {
+            format!("{POD_INTERFACES}{name}")
+        } else {
+            format!("{POD_INTERFACES}_{number}")
+        };
         let full_name = format!("{PREFIX}{id}-pod-{name}");
         registration.create(std::slice::from_ref(&full_name))?;
         let built = (|| {

@@ -1,21 +1,24 @@
 //! What answers, and what does not: [F4], [N4], [S3], and more than one Service on one address.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use kubenet_core::{
     datapath::Feature,
     model::{
-        IpFamily,
+        IpFamily, LocalDetector,
         Protocol::{Tcp, Udp},
     },
     route::FrontendKind::{ClusterIp, NodePort},
 };
 
 use super::{Case, TCP};
-use crate::conformance::{
-    bench::{Bench, Step, Stop, answered, check},
-    fixture::{HERE, Svc, place},
-    world::Got,
+use crate::{
+    conformance::{
+        bench::{Bench, Step, Stop, answered, check, fail},
+        fixture::{HERE, Svc, place},
+        world::Got,
+    },
+    place::POD_INTERFACES,
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -29,6 +32,8 @@ pub(super) const CASES: &[Case] = &[
     .with(&[Feature::RejectUnknownPorts]),
     Case::new("loopback_node_port_answers_when_asked_for", TCP, loopback).with(&[Feature::LoopbackNodePorts]),
     Case::new("loopback_node_port_is_silent_unless_asked_for", TCP, no_loopback),
+    Case::new("pods_told_by_their_interface_keep_their_address", TCP, pods_by_interface)
+        .with(&[Feature::InterfaceDetectors]),
     Case::new("masquerade_all_hides_pods_from_the_backend", TCP, masquerade_all),
     Case::new("node_ports_follow_the_chosen_addresses", TCP, chosen_addresses),
 ];
@@ -108,6 +113,28 @@ fn masquerade_all(bench: &mut Bench<'_>) -> Step {
                 return check(false, || format!("expected that b1 sees {sees} and not {client}, got {got}"));
             }
         }
+    }
+    Ok(())
+}
+
+/// [S3] and [S5]: the source address of a pod does not count, and the node's own packets came in nowhere.
+fn pods_by_interface(bench: &mut Bench<'_>) -> Step {
+    let svc = bench.service().on(&["b1"]);
+    let node = bench.world.address(&HERE.into(), bench.family)?;
+    let client = bench.world.address(&place("client-a"), bench.family)?;
+    let sees = |bench: &Bench<'_>, from: &str, sees: IpAddr| match bench.ask((from, &svc, ClusterIp, Tcp)) {
+        Got::Answer { peer, .. } if peer == sees => Ok(()),
+        got => fail(format!("from {from}: expected that b1 sees {sees}, got {got}")),
+    };
+    bench.set_node(|node| node.local_detector(LocalDetector::InterfacePrefix(POD_INTERFACES.into())));
+    bench.program(std::slice::from_ref(&svc))?;
+    for (from, address) in [("client-a", client), ("node-a", node), ("outside", node)] {
+        sees(bench, from, address)?;
+    }
+    bench.set_node(|node| node.local_detector(LocalDetector::Bridge("nobody".into())));
+    bench.update(std::slice::from_ref(&svc))?;
+    for from in ["client-a", "node-a", "outside"] {
+        sees(bench, from, node)?;
     }
     Ok(())
 }
