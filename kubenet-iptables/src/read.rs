@@ -15,7 +15,7 @@ use kubenet_core::{
 };
 
 use crate::{
-    plan::{Context, Planner},
+    plan::{Context, Planner, shared_port},
     record::{self, CONTINUED, RouteRecord},
     rule::{ChainKey, ChainName, Chains, Does, Rule, Table, Target},
     save::Saved,
@@ -28,7 +28,12 @@ pub(crate) fn table(context: &Arc<Context>, saved: &BTreeMap<IpFamily, Saved>) -
     let mut node = Arc::new(NodeRouting::default());
     let mut routes = Vec::new();
     for (family, saved) in saved {
-        let chains = saved.known();
+        let mut chains = saved.known();
+        for (_, rules) in chains.iter_mut().filter(|((_, name), _)| context.names.is_part(name)) {
+            if let Some(each) = shared_port::unfold(rules) {
+                *rules = each.into();
+            }
+        }
         let Some((of_family, facts)) = state(context, &chains) else { continue };
         if !jumps_are_there(context, saved) {
             continue;

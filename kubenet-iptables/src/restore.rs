@@ -171,6 +171,8 @@ fn try_write_rule(out: &mut String, rule: &Rule, family: IpFamily) -> std::fmt::
         write!(out, " -p {protocol}")?;
         if let Some(port) = rule.port {
             write!(out, " -m {protocol} --dport {port}")?;
+        } else if let Some(port) = rule.not_port {
+            write!(out, " -m {protocol} ! --dport {port}")?;
         } else if let Some((first, last)) = rule.ports {
             write!(out, " -m {protocol} --dport {first}:{last}")?;
         }

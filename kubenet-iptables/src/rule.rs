@@ -85,6 +85,8 @@ pub(crate) struct Rule {
     pub(crate) protocol: Option<Protocol>,
     /// Destination port.
     pub(crate) port: Option<NonZeroU16>,
+    /// Destination port is any but this.
+    pub(crate) not_port: Option<NonZeroU16>,
     /// Destination port from one to another, where it is not one port.
     pub(crate) ports: Option<(u16, u16)>,
     /// The source is an address of this node.

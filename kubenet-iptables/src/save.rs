@@ -213,7 +213,7 @@ fn parse_words(words: &[String]) -> Option<Rule> {
             continue;
         }
         let not = std::mem::take(&mut inverted);
-        if not && !matches!(option, "-s" | "--mark") {
+        if not && !matches!(option, "-s" | "--mark" | "--dport") {
             return None;
         }
         match option {
@@ -224,7 +224,9 @@ fn parse_words(words: &[String]) -> Option<Rule> {
             "--dport" if rule.recent.is_none() => {
                 let ports = words.next()?;
                 match ports.split_once(':') {
+                    Some(_) if not => return None,
                     Some((first, last)) => rule.ports = Some((first.parse().ok()?, last.parse().ok()?)),
+                    None if not => rule.not_port = Some(ports.parse().ok()?),
                     None => rule.port = Some(ports.parse().ok()?),
                 }
             }

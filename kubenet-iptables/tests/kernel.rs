@@ -272,6 +272,15 @@ fn many_routes_are_programmed_and_read_back() {
         let second = world.table(2, routes(3).skip(7).collect());
         block_on(datapath.apply(Arc::new(first.diff(&second)))).unwrap();
         assert_eq!(block_on(datapath.read()).unwrap(), *second);
+        // What keeps other ports out of a chain that is for one.
+        let rules = world.rules();
+        let guard = rules.lines().find(|line| line.starts_with("-A KUBE-NET-") && line.contains("! --dport"));
+        let words: Vec<_> = guard.unwrap().split(' ').skip(1).collect();
+        world.iptables(&[&["-t", "nat", "-D"], &words[..]].concat());
+        assert!(block_on(datapath.drift(&second)).unwrap().is_some());
+        block_on(datapath.replace(Arc::clone(&second))).unwrap();
+        assert_eq!(block_on(datapath.drift(&second)).unwrap(), None);
+        assert!(world.rules().contains(guard.unwrap()));
         block_on(datapath.close(Close::Remove)).unwrap();
         assert!(!world.rules().contains("KUBE"));
     }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    iter,
     net::IpAddr,
     num::NonZeroU16,
     sync::Arc,
@@ -183,10 +182,8 @@ impl Frontends {
                 Table::Nat => dispatch.nat.clone(),
                 Table::Filter => dispatch.filter.iter().chain(&dispatch.last).cloned().collect(),
             };
-            ways.extend(tree.path(key).unwrap_or_default().into_iter().map(|(chain, way)| {
-                let rules = way.map_or_else(|| own.clone(), |way| iter::once(way).collect());
-                ((table, chain), rules)
-            }));
+            let path = tree.path(key, &own).unwrap_or_default();
+            ways.extend(path.into_iter().map(|(chain, rules)| ((table, chain), rules)));
         }
         ways
     }

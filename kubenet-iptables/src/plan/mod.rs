@@ -11,6 +11,7 @@ mod group;
 mod marks;
 mod odds;
 mod serve;
+pub(crate) mod shared_port;
 #[cfg(test)]
 mod tests;
 mod tree;

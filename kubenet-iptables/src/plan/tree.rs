@@ -22,6 +22,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kubenet_core::model::Protocol;
 
+use super::shared_port;
 use crate::{
     names::Names,
     rule::{ChainName, Rule, Target},
@@ -197,11 +198,25 @@ impl Tree<'_> {
 
     fn rules(&self, node: Node) -> Vec<Rule> {
         if !node.inner {
-            let held: BTreeMap<_, _> = self.kept(node.prefix).chain(self.edited(node.prefix)).collect();
-            return held.into_values().flat_map(|rules| rules.iter().cloned()).collect();
+            let rules = self.held(node);
+            return match self.shared_port(node, &rules) {
+                Some(port) => shared_port::fold(port, rules),
+                None => rules,
+            };
         }
         let parts = node.children().filter_map(|region| self.node(region));
         parts.map(|part| self.way(node, part)).collect()
+    }
+
+    /// The rules of a node's addresses.
+    fn held(&self, node: Node) -> Vec<Rule> {
+        let held: BTreeMap<_, _> = self.kept(node.prefix).chain(self.edited(node.prefix)).collect();
+        held.into_values().flat_map(|rules| rules.iter().cloned()).collect()
+    }
+
+    /// The port that a node's chain looks at once. Others have rules in the root, too.
+    fn shared_port(&self, node: Node, rules: &[Rule]) -> Option<(Protocol, NonZeroU16)> {
+        (node.depth > 0 && self.space == Space::Addresses).then(|| shared_port::of(rules))?
     }
 
     /// The rule that leads from a chain to one of its parts. Below the root packets need not come back.
@@ -239,9 +254,9 @@ impl Tree<'_> {
         }
     }
 
-    /// The chains that a packet to this address passes, each with the rule that leads on; the last has the
-    /// address's own rules. `None` where the address has no rules.
-    pub(crate) fn path(&self, address: IpAddr) -> Option<Vec<(ChainName, Option<Rule>)>> {
+    /// The chains that a packet to this address passes, each with the rule that leads on, and the last with the
+    /// address's own rules, of which `own` says what they are. `None` where the address has no rules.
+    pub(crate) fn path(&self, address: IpAddr, own: &[Rule]) -> Option<Vec<(ChainName, Vec<Rule>)>> {
         match self.edits.get(&address) {
             Some(edited) => drop(edited.as_ref()?),
             None => drop(self.leaves.get(&address)?),
@@ -253,11 +268,16 @@ impl Tree<'_> {
                 .children()
                 .find(|region| region.net.contains(&address))
                 .and_then(|region| self.node(region));
-            path.push((self.chain(node), next.map(|next| self.way(node, next))));
-            match next {
-                Some(next) => node = next,
-                None => return Some(path),
-            }
+            let Some(next) = next else {
+                let rules = match self.shared_port(node, &self.held(node)) {
+                    Some(port) => shared_port::fold(port, own.to_vec()),
+                    None => own.to_vec(),
+                };
+                path.push((self.chain(node), rules));
+                return Some(path);
+            };
+            path.push((self.chain(node), vec![self.way(node, next)]));
+            node = next;
         }
     }
 }

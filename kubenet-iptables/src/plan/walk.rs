@@ -50,7 +50,7 @@ impl Walk<'_> {
             let behind = self.below(to);
             if !self.marking.contains(to) {
                 most = most.max(met + marks + behind);
-            } else if rule.port.is_none() {
+            } else if rule.port.is_none() && rule.destination.is_none() {
                 met += behind;
             } else {
                 // Of rules about frontends a packet passes its own only.

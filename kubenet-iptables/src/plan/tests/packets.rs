@@ -96,6 +96,7 @@ fn matches(chains: &Chains, rule: &Rule, packet: &Packet) -> bool {
         && rule.destination.is_none_or(|net| net.contains(&packet.to.ip()))
         && rule.protocol.is_none_or(|protocol| protocol == packet.protocol)
         && rule.port.is_none_or(|port| port.get() == packet.to.port())
+        && rule.not_port.is_none_or(|port| port.get() != packet.to.port())
         && rule.ports.is_none_or(|(first, last)| (first..=last).contains(&packet.to.port()))
         && (!rule.source_is_local || packet.source_is_local)
         && rule.interface.as_ref().is_none_or(|interface| match interface {
@@ -245,6 +246,48 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn where_all_services_have_one_port_no_other_port_leads_to_their_backends() {
+    let address = |n: u8| format!("10.96.0.{n}");
+    let backend = |n: u8| backend(&format!("10.244.2.{n}"), false);
+    let mut routes: Vec<_> =
+        (1..=100).map(|n| cluster_ip(&address(n), &format!("s{n}"), &[backend(n)])).collect();
+    let ends = |routes: &[Arc<Route>], to: &str, protocol| {
+        let packet = Packet {
+            source: "10.244.5.9".parse().unwrap(),
+            source_is_local: false,
+            interface: "veth1",
+            to: to.parse().unwrap(),
+            protocol,
+            known: None,
+        };
+        let planner = Planner::new(context(), table(1, routes.to_vec()));
+        fates(&context(), planner.chains(IpFamily::V4).unwrap(), &packet)
+    };
+    let refused: BTreeSet<_> = [(Fate::Refused, false)].into();
+    for more in [false, true] {
+        for n in [1, 40, 100] {
+            let to = format!("{}:80", address(n));
+            assert_eq!(
+                ends(&routes, &to, Protocol::Tcp),
+                [(Fate::To(backend(n).socket_addr()), false)].into()
+            );
+            assert_eq!(ends(&routes, &to, Protocol::Udp), refused);
+            let other = if more { "10.96.0.1:82" } else { "10.96.0.1:81" };
+            assert_eq!(ends(&routes, other, Protocol::Tcp), refused);
+        }
+        // One of them with another port.
+        let mut other = (*routes[0]).clone();
+        other.frontend.port = port(81);
+        other.service_port.port = "other".into();
+        routes.push(Arc::new(other));
+    }
+    assert_eq!(
+        ends(&routes, "10.96.0.1:81", Protocol::Tcp),
+        [(Fate::To(backend(1).socket_addr()), false)].into()
+    );
 }
 
 #[test]

@@ -127,12 +127,11 @@ proptest! {
         let tree = Tree { names: &names, space: Space::Addresses, root: &names.services, leaves: &leaves, edits: &LeafEdits::new() };
         let chains = chains_of(&leaves);
         for (address, own) in &leaves {
-            let path = tree.path(*address).unwrap();
-            for (chain, way) in &path {
-                let expected = match way { Some(way) => std::slice::from_ref(way), None => own };
-                prop_assert!(expected.iter().all(|rule| chains[chain].contains(rule)));
+            let path = tree.path(*address, own).unwrap();
+            for (chain, rules) in &path {
+                prop_assert!(rules.iter().all(|rule| chains[chain].contains(rule)));
             }
-            prop_assert!(path.last().unwrap().1.is_none());
+            prop_assert_eq!(&path.last().unwrap().1[..], &own[..]);
         }
     }
 }
