@@ -144,12 +144,15 @@ fn write_all(
                 fail(outcome, &route, error);
             }
         }
+        // The next routes count on the room of ranges that went.
+        let gone: Vec<Retired> = retired.extract_if(.., |item| matches!(item, Retired::Source(..))).collect();
+        if !gone.is_empty() {
+            // Packets that have seen an old entry find its ranges, if the kernel can wait for them.
+            tables.wait_grace_period();
+            clean(state, tables, &gone);
+        }
     }
     write_cluster_ips(state, tables, new_ips, outcome);
-    if retired.iter().any(|item| matches!(item, Retired::Source(..))) {
-        // Packets that have seen an old entry find its ranges, if the kernel can wait for them.
-        tables.wait_grace_period();
-    }
     clean(state, tables, &retired);
     full
 }
