@@ -32,6 +32,9 @@ volatile const __u32 have_dsr = 0;
 /* BPF_FIB_LOOKUP_SKIP_NEIGH, which spares a lookup, or 0: kernel 6.3. */
 volatile const __u32 fib_flags = 0;
 
+/* Behind the XDP program, a TC program takes what it passes. */
+volatile const __u32 xdp_has_tc = 1;
+
 /* Missing from the C library's headers, which cannot be mixed with linux/. */
 #define AF_INET 2
 #define AF_INET6 10

@@ -181,9 +181,11 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 	       !F(ct_idle)(ct, F(ct_peer)(ct, pkt->proto), now, UDP_IDLE);
 }
 
-static __always_inline enum flow F(ct_check)(const struct packet *pkt,
-					     const struct F(tuple) *tuple,
-					     struct F(conntrack) *ct, __u32 now)
+/* The beginning of a connection, or a datagram. Apart, for the stack's sake. */
+static __noinline enum flow F(ct_check_begin)(const struct packet *pkt,
+					      const struct F(tuple) *tuple,
+					      struct F(conntrack) *ct,
+					      __u32 now)
 {
 	if (ct->flags & CT_REPLY)
 		return F(ct_check_reply)(pkt, tuple, ct, now);
@@ -191,6 +193,16 @@ static __always_inline enum flow F(ct_check)(const struct packet *pkt,
 		return FLOW_KNOWN;
 	F(ct_forget)(tuple, ct);
 	return FLOW_NEW;
+}
+
+static __always_inline enum flow F(ct_check)(const struct packet *pkt,
+					     const struct F(tuple) *tuple,
+					     struct F(conntrack) *ct, __u32 now)
+{
+	/* In both directions, an established connection goes on. */
+	if (is_connection(pkt) && !(pkt->tcp_flags & TCP_SYN))
+		return FLOW_KNOWN;
+	return F(ct_check_begin)(pkt, tuple, ct, now);
 }
 
 /* Writes the other direction again if the LRU has dropped it. */

@@ -51,7 +51,7 @@ static __always_inline int F(serve_answer)(const struct __sk_buff *skb,
 	if (!ct || !(ct->flags & CT_REPLY))
 		return F(egress_unknown)(skb, pkt, tuple);
 	now = now_ticks();
-	if (F(ct_check_reply)(pkt, tuple, ct, now) != FLOW_KNOWN)
+	if (F(ct_check)(pkt, tuple, ct, now) != FLOW_KNOWN)
 		return TC_ACT_UNSPEC;
 	F(ct_target)(target, ct, tuple->proto);
 	F(ct_touch)(pkt, tuple, ct, now);

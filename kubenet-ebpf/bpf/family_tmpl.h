@@ -29,6 +29,7 @@
 #include "rare_tmpl.h"
 #include "learn_tmpl.h"
 #include "sockets_tmpl.h"
+#include "xdp_tmpl.h"
 
 #undef F
 #undef F_EXPAND

@@ -125,7 +125,8 @@ static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
 	struct bpf_redir_neigh hop = {};
 	__u32 ifindex = route ? route->ifindex : 0;
 
-	if (!ifindex || F(packet_size)(skb, pkt) > route->mtu || pkt->ttl <= 1)
+	if (!ifindex || ifindex & ROUTE_XDP ||
+	    F(packet_size)(skb, pkt) > route->mtu || pkt->ttl <= 1)
 		return F(send_on)(skb, pkt, from, to, route, false);
 	F(use_hop)(&hop, route);
 	if (F(rewrite)(skb, pkt, from, to, pkt->ttl - 1))

@@ -28,22 +28,21 @@ static __always_inline int F(take_flow)(struct packet *pkt,
 }
 
 /*
- * A packet of a flow that may be known: TRANSLATE, with `target` filled, NEW_FLOW
- * for take_flow(), or what is to be done with the packet.
+ * The entry of a packet's flow. TRANSLATE if it is known and goes on; NEW_FLOW
+ * for take_flow(), or what is to be done with the packet. Notes nothing yet.
  */
-static __always_inline int F(serve)(struct packet *pkt,
-				    const struct F(tuple) *tuple,
-				    struct F(tuple) *target,
-				    struct F(route) **route)
+static __always_inline int F(find_flow)(const struct packet *pkt,
+					const struct F(tuple) *tuple,
+					struct F(conntrack) **found, __u32 *now)
 {
 	struct F(conntrack) *ct;
-	__u32 now;
 
 	ct = F(ct_find)(tuple);
 	if (!ct)
 		return NEW_FLOW;
-	now = now_ticks();
-	switch (F(ct_check)(pkt, tuple, ct, now)) {
+	*found = ct;
+	*now = now_ticks();
+	switch (F(ct_check)(pkt, tuple, ct, *now)) {
 	case FLOW_NOT_OURS:
 		return TC_ACT_UNSPEC;
 	case FLOW_NEW:
@@ -51,13 +50,43 @@ static __always_inline int F(serve)(struct packet *pkt,
 	case FLOW_KNOWN:
 		break;
 	}
-	F(ct_target)(target, ct, tuple->proto);
+	return TRANSLATE;
+}
+
+/* A packet of a known flow is on its way. */
+static __always_inline void F(note_packet)(const struct packet *pkt,
+					   const struct F(tuple) *tuple,
+					   struct F(conntrack) *ct, __u32 now)
+{
 	F(ct_touch)(pkt, tuple, ct, now);
-	if (have_dsr && !(ct->flags & CT_REPLY))
-		pkt->direct = ct->flags & CT_DIRECT &&
-			      (is_syn(pkt) || !is_connection(pkt));
-	*route = &ct->route;
 	count(METRIC_FORWARDED);
+}
+
+/* Whether a packet of a known flow is to be marked for direct server return. */
+static __always_inline bool F(is_direct)(const struct packet *pkt,
+					 const struct F(conntrack) *ct)
+{
+	return have_dsr && !(ct->flags & CT_REPLY) && ct->flags & CT_DIRECT &&
+	       (is_syn(pkt) || !is_connection(pkt));
+}
+
+/* The same at once: TRANSLATE comes with `target` filled. */
+static __always_inline int F(serve)(struct packet *pkt,
+				    const struct F(tuple) *tuple,
+				    struct F(tuple) *target,
+				    struct F(route) **route)
+{
+	struct F(conntrack) *ct = NULL;
+	__u32 now = 0;
+	int verdict;
+
+	verdict = F(find_flow)(pkt, tuple, &ct, &now);
+	if (verdict != TRANSLATE)
+		return verdict;
+	F(ct_target)(target, ct, tuple->proto);
+	F(note_packet)(pkt, tuple, ct, now);
+	pkt->direct = F(is_direct)(pkt, ct);
+	*route = &ct->route;
 	return TRANSLATE;
 }
 

@@ -40,13 +40,18 @@ static __always_inline void take_header4(const struct iphdr *ip, __u32 off,
 	pkt->l4_len = len - ip->ihl * 4;
 }
 
-static __always_inline enum parsed
-parse4(struct __sk_buff *skb, struct packet *pkt, struct tuple4 *tuple)
+/*
+ * What the network header of a frame says, with `space` bytes of the frame from
+ * it on. `segments`: the frame is yet to be cut.
+ */
+static __always_inline enum parsed read_header4(const struct iphdr *ip,
+						__u32 space, bool segments,
+						struct packet *pkt,
+						struct tuple4 *tuple)
 {
-	struct iphdr *ip = header(skb, L3_OFF, sizeof(*ip));
 	__u32 len;
 
-	if (!ip || ip->version != 4 || ip->ihl < 5)
+	if (ip->version != 4 || ip->ihl < 5)
 		return PARSED_OTHER;
 	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
 		return ip->protocol == IPPROTO_ICMP ||
@@ -57,12 +62,26 @@ parse4(struct __sk_buff *skb, struct packet *pkt, struct tuple4 *tuple)
 		return PARSED_RARE;
 
 	len = bpf_ntohs(ip->tot_len);
-	/* 0: more than 64 KiB, to be segmented later. */
-	if (!len && skb->gso_segs)
-		len = skb->len - L3_OFF;
-	if (len < ip->ihl * 4 || len > skb->len - L3_OFF)
+	/* 0: more than 64 KiB. */
+	if (!len && segments)
+		len = space;
+	if (len < ip->ihl * 4 || len > space)
 		return PARSED_OTHER;
 	take_header4(ip, L3_OFF, len, pkt, tuple);
+	return PARSED_FLOW;
+}
+
+static __always_inline enum parsed
+parse4(struct __sk_buff *skb, struct packet *pkt, struct tuple4 *tuple)
+{
+	struct iphdr *ip = header(skb, L3_OFF, sizeof(*ip));
+	enum parsed parsed;
+
+	if (!ip)
+		return PARSED_OTHER;
+	parsed = read_header4(ip, skb->len - L3_OFF, skb->gso_segs, pkt, tuple);
+	if (parsed != PARSED_FLOW)
+		return parsed;
 	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport) ? PARSED_FLOW
 								: PARSED_OTHER;
 }
@@ -100,6 +119,19 @@ static __always_inline bool is_icmp_error4(__u8 type)
 	       type == ICMP_PARAMETERPROB;
 }
 
+/* The header's checksum after a change of addresses and of the TTL. */
+static __always_inline __sum16 header_check4(const struct packet *pkt,
+					     __u32 addresses, __u8 ttl)
+{
+	__u16 old_ttl = bpf_htons(pkt->ttl << 8);
+	__u16 new_ttl = bpf_htons(ttl << 8);
+	__u32 sum;
+
+	sum = csum_add(addresses, (__u16)~pkt->check);
+	sum = csum_add(sum, (__u16)~old_ttl);
+	return csum_fold(csum_add(sum, new_ttl));
+}
+
 /*
  * Writes addresses, `ttl` and, `with_ports`, the ports. The header's checksum
  * makes up for every other change (`addresses` is the sum's), so that a sum over
@@ -128,15 +160,9 @@ static __always_inline long store_headers4(struct __sk_buff *skb,
 		.dport = to->dport,
 	};
 	__u32 off = L3_OFF + offsetof(struct iphdr, ttl);
-	__u16 old_ttl = bpf_htons(pkt->ttl << 8);
-	__u16 new_ttl = bpf_htons(ttl << 8);
-	__u32 sum;
 	long err;
 
-	sum = csum_add(addresses, (__u16)~pkt->check);
-	sum = csum_add(sum, (__u16)~old_ttl);
-	sum = csum_add(sum, new_ttl);
-	rest.check = csum_fold(sum);
+	rest.check = header_check4(pkt, addresses, ttl);
 	if (with_ports && pkt->l4_off == L3_OFF + sizeof(struct iphdr))
 		return bpf_skb_store_bytes(skb, off, &rest, sizeof(rest), 0);
 	err = bpf_skb_store_bytes(skb, off, &rest,
@@ -185,6 +211,19 @@ static __always_inline void use_hop4(struct bpf_redir_neigh *hop,
 {
 	hop->nh_family = AF_INET;
 	hop->ipv4_nh = route->hop;
+}
+
+/* The same of what XDP sends. */
+static __always_inline void keep_mac4(struct route4 *route, const __u8 *mac)
+{
+	__builtin_memcpy(&route->hop, mac, 4);
+	__builtin_memcpy(&route->hop_more, mac + 4, 2);
+}
+
+static __always_inline void use_mac4(__u8 *mac, const struct route4 *route)
+{
+	__builtin_memcpy(mac, &route->hop, 4);
+	__builtin_memcpy(mac + 4, &route->hop_more, 2);
 }
 
 static __always_inline void fib_fill4(struct bpf_fib_lookup *fib,

@@ -121,27 +121,43 @@ static __always_inline bool is_icmp_error6(__u8 type)
 	       type == ICMPV6_TIME_EXCEED || type == ICMPV6_PARAMPROB;
 }
 
-static __always_inline enum parsed
-parse6(struct __sk_buff *skb, struct packet *pkt, struct tuple6 *tuple)
+/* As read_header4(). */
+static __always_inline enum parsed read_header6(const struct ipv6hdr *ip,
+						__u32 space, bool segments,
+						struct packet *pkt,
+						struct tuple6 *tuple)
 {
-	struct ipv6hdr *ip = header(skb, L3_OFF, sizeof(*ip));
 	__u32 len;
 
-	if (!ip || ip->version != 6)
+	if (ip->version != 6)
 		return PARSED_OTHER;
 	if (ip->nexthdr != IPPROTO_TCP && ip->nexthdr != IPPROTO_UDP)
 		return PARSED_RARE;
 	len = bpf_ntohs(ip->payload_len);
-	/* 0: more than 64 KiB, to be segmented later. */
-	if (!len && skb->gso_segs)
-		len = skb->len - L3_OFF - sizeof(*ip);
-	if (L3_OFF + sizeof(*ip) + len > skb->len)
+	/* 0: more than 64 KiB. */
+	if (!len && segments)
+		len = space - sizeof(*ip);
+	if (sizeof(*ip) + len > space)
 		return PARSED_OTHER;
 	take_header6(ip, pkt, tuple);
 	tuple->proto = ip->nexthdr;
 	pkt->proto = ip->nexthdr;
 	pkt->l4_off = L3_OFF + sizeof(*ip);
 	pkt->l4_len = len;
+	return PARSED_FLOW;
+}
+
+static __always_inline enum parsed
+parse6(struct __sk_buff *skb, struct packet *pkt, struct tuple6 *tuple)
+{
+	struct ipv6hdr *ip = header(skb, L3_OFF, sizeof(*ip));
+	enum parsed parsed;
+
+	if (!ip)
+		return PARSED_OTHER;
+	parsed = read_header6(ip, skb->len - L3_OFF, skb->gso_segs, pkt, tuple);
+	if (parsed != PARSED_FLOW)
+		return parsed;
 	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport) ? PARSED_FLOW
 								: PARSED_OTHER;
 }
@@ -208,6 +224,16 @@ static __always_inline void use_hop6(struct bpf_redir_neigh *hop,
 {
 	hop->nh_family = AF_INET6;
 	copy(hop->ipv6_nh, route->hop);
+}
+
+static __always_inline void keep_mac6(struct route6 *route, const __u8 *mac)
+{
+	__builtin_memcpy(route->hop, mac, ETH_ALEN);
+}
+
+static __always_inline void use_mac6(__u8 *mac, const struct route6 *route)
+{
+	__builtin_memcpy(mac, route->hop, ETH_ALEN);
 }
 
 static __always_inline void fib_fill6(struct bpf_fib_lookup *fib,

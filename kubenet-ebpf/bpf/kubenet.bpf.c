@@ -12,6 +12,7 @@
 #include "service.h"
 #include "sockets.h"
 #include "connected.h"
+#include "xdp.h"
 
 #define FAMILY 4
 #include "family_tmpl.h"
@@ -104,6 +105,42 @@ int kubenet_to_device(struct __sk_buff *skb)
 		return verdict == RARE ? egress_rare6(skb) : verdict;
 	}
 	return TC_ACT_UNSPEC;
+}
+
+/* Apart, because the stack has not the room for both families at once. */
+static __noinline int xdp_ipv4(struct xdp_md *ctx)
+{
+	struct tuple4 tuple = {}, target = {};
+	struct packet pkt = {};
+
+	return xdp4(ctx, &pkt, &tuple, &target);
+}
+
+/* Nor for IPv6 alone: no packet that needs rare_tmpl.h is looked at meanwhile. */
+static __noinline int xdp_ipv6(struct xdp_md *ctx)
+{
+	struct rare6 *room = room6();
+
+	if (!room)
+		return XDP_PASS;
+	return xdp6(ctx, &room->pkt, &room->tuple, &room->target);
+}
+
+/* At a device that leads outside: what comes in, before TC. */
+SEC("xdp.frags")
+int kubenet_xdp(struct xdp_md *ctx)
+{
+	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
+
+	if (!eth || !is_for_device(ctx, eth))
+		return XDP_PASS;
+	switch (eth->h_proto) {
+	case bpf_htons(ETH_P_IP):
+		return xdp_ipv4(ctx);
+	case bpf_htons(ETH_P_IPV6):
+		return xdp_ipv6(ctx);
+	}
+	return XDP_PASS;
 }
 
 static __always_inline struct service_key4 sock_read4(struct bpf_sock_addr *ctx,

@@ -272,6 +272,21 @@ struct {
 	__type(value, struct fragment_target6);
 } fragments6 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct xdp_devices);
+} xdp_devices SEC(".maps");
+
+/* A next hop of packets that XDP sends -> the tick when one last was the stack's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct xdp_hop);
+	__type(value, __u32);
+} xdp_hops SEC(".maps");
+
 /* Entries that are being made: the stack has not the room. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -119,6 +119,30 @@ static __always_inline void *header(struct __sk_buff *skb, __u32 off, __u32 len)
 	return linear(skb, off, len);
 }
 
+/* What a transport header says; false if it contradicts itself. */
+static __always_inline bool read_tcp(const struct tcphdr *tcp,
+				     struct packet *pkt, __be16 *sport,
+				     __be16 *dport)
+{
+	if (tcp->doff < 5)
+		return false;
+	pkt->l4_header_len = tcp->doff * 4;
+	*sport = tcp->source;
+	*dport = tcp->dest;
+	pkt->tcp_flags = ((const __u8 *)tcp)[TCP_FLAGS_OFF];
+	return pkt->l4_len >= pkt->l4_header_len;
+}
+
+static __always_inline bool read_udp(const struct udphdr *udp,
+				     struct packet *pkt, __be16 *sport,
+				     __be16 *dport)
+{
+	pkt->l4_header_len = sizeof(*udp);
+	*sport = udp->source;
+	*dport = udp->dest;
+	return pkt->l4_len >= pkt->l4_header_len;
+}
+
 /* Reads the transport header at pkt->l4_off. */
 static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *pkt,
 				     __be16 *sport, __be16 *dport)
@@ -126,22 +150,12 @@ static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *pkt,
 	if (is_tcp(pkt)) {
 		struct tcphdr *tcp = header(skb, pkt->l4_off, sizeof(*tcp));
 
-		if (!tcp || tcp->doff < 5)
-			return false;
-		pkt->l4_header_len = tcp->doff * 4;
-		*sport = tcp->source;
-		*dport = tcp->dest;
-		pkt->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_OFF];
+		return tcp && read_tcp(tcp, pkt, sport, dport);
 	} else {
 		struct udphdr *udp = header(skb, pkt->l4_off, sizeof(*udp));
 
-		if (!udp)
-			return false;
-		pkt->l4_header_len = sizeof(*udp);
-		*sport = udp->source;
-		*dport = udp->dest;
+		return udp && read_udp(udp, pkt, sport, dport);
 	}
-	return pkt->l4_len >= pkt->l4_header_len;
 }
 
 /* Source and destination stand one behind the other. */

@@ -134,11 +134,17 @@ struct tuple6 {
 #define CT_KEPT		0x20	/* `established` has a copy */
 #define CT_DIRECT	0x40	/* the backend's node answers by itself: see dsr.h */
 
-/* Of a flow's last packet, believed until the entry's tick is over. */
+/*
+ * Of a flow's last packet, believed until the entry's tick is over. With
+ * ROUTE_XDP, `hop` begins with the MAC address of the next hop.
+ */
+#define ROUTE_XDP	0x80000000u
+
 struct route4 {
-	__u32 ifindex;		/* 0: not known */
+	__u32 ifindex;		/* 0: not known; may have ROUTE_XDP */
 	__be32 hop;		/* the next one; not of the other family */
-	__u32 mtu;
+	__u16 hop_more;		/* the rest of a MAC address */
+	__u16 mtu;
 };
 
 struct route6 {
@@ -262,6 +268,27 @@ struct config {
 	__u16 snat_wide_min;	/* those of all instances, when its own run out; 0 to 0: none */
 	__u16 snat_wide_max;
 	char detector[16];	/* the bridge's name, or how pods' interfaces begin */
+};
+
+/* ---- XDP ---- */
+
+#define XDP_DEVICES 16
+
+/* The devices with an XDP program: it serves what is sent to their addresses. */
+struct xdp_device {
+	__u32 ifindex;		/* 0: the last one was before */
+	__u8 mac[6];
+	__u16 pad;
+};
+
+struct xdp_devices {
+	struct xdp_device at[XDP_DEVICES];
+};
+
+/* Key of the map that knows when a next hop was the stack's last. */
+struct xdp_hop {
+	__u32 ifindex;
+	__be32 addr[4];		/* of IPv4, the first */
 };
 
 /* ---- socket hooks ---- */

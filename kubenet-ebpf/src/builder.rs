@@ -126,6 +126,31 @@ pub enum AttachMode {
     Clsact,
 }
 
+/// Where the XDP program hangs, which serves the packets that leave by the external device that they came in by:
+/// node ports and addresses of load balancers whose backend is on another node, and the replies. It spares the
+/// kernel to make packets of them. All others it passes on untouched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum XdpMode {
+    /// At external interfaces that are network cards, or a virtual machine's. On virtual devices such as veth, a
+    /// bridge or a bond, TC alone is faster.
+    #[default]
+    Auto,
+    /// At every external interface, in its driver.
+    Native,
+    /// Nowhere.
+    Off,
+}
+
+/// Which hooks are used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hooks {
+    pub(crate) sockets: bool,
+    pub(crate) pods: bool,
+    pub(crate) external: bool,
+    pub(crate) xdp: XdpMode,
+}
+
 /// Describes an [`EbpfDatapath`]. Nothing is touched before [`EbpfBuilder::build`].
 #[derive(Clone, Debug)]
 pub struct EbpfBuilder {
@@ -137,6 +162,7 @@ pub struct EbpfBuilder {
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) attach_mode: AttachMode,
     pub(crate) direct_server_return: bool,
+    pub(crate) hooks: Hooks,
     pub(crate) pin_dir: Option<PathBuf>,
     pub(crate) pin_if_possible: bool,
 }
@@ -154,6 +180,7 @@ impl Default for EbpfBuilder {
             snat_ports: 1024..=29_999,
             attach_mode: AttachMode::Auto,
             direct_server_return: false,
+            hooks: Hooks { sockets: true, pods: true, external: true, xdp: XdpMode::Auto },
             pin_dir: None,
             pin_if_possible: false,
         }
@@ -236,6 +263,28 @@ impl EbpfBuilder {
     #[must_use]
     pub fn direct_server_return(mut self, on: bool) -> Self {
         self.direct_server_return = on;
+        self
+    }
+
+    /// Chooses where the XDP program hangs (kernel 5.18).
+    ///
+    /// A device that cannot have it goes without, and TC serves it: when its driver has no native XDP, when an XDP
+    /// program of somebody else hangs there, or when there are VLANs on it. A
+    /// [`DatapathEvent::Drift`](kubenet_core::datapath::DatapathEvent::Drift) names the device, the reason and the
+    /// remedy; each [`replace`](kubenet_core::datapath::Datapath::replace) tries again.
+    #[must_use]
+    pub fn xdp(mut self, mode: XdpMode) -> Self {
+        self.hooks.xdp = mode;
+        self
+    }
+
+    /// Whether TC programs hang at external interfaces; they do when not set. Without them, only the XDP program is
+    /// there, if [`xdp`](EbpfBuilder::xdp) attaches one: it passes packets for backends of this node translated to
+    /// the stack, and nobody serves fragments, ICMP errors, headers with options or extensions, and packets whose
+    /// checksum is yet to be completed, nor answers for Services without backends.
+    #[must_use]
+    pub fn external_tc(mut self, on: bool) -> Self {
+        self.hooks.external = on;
         self
     }
 

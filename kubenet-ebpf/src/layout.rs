@@ -191,6 +191,7 @@ impl<A: Copy> Conntrack<A> {
 pub(crate) struct Hop<A> {
     pub(crate) ifindex: u32,
     pub(crate) hop: A,
+    /// Of IPv4, with the rest of a MAC address.
     pub(crate) mtu: u32,
 }
 
@@ -206,6 +207,26 @@ pub(crate) struct Traffic {
     pub(crate) bytes: u64,
     pub(crate) reply_packets: u64,
     pub(crate) reply_bytes: u64,
+}
+
+/// Most devices that have the XDP program.
+pub(crate) const XDP_DEVICES: usize = 16;
+
+/// `struct xdp_device`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct XdpDevice {
+    /// 0: the last one was before.
+    pub(crate) ifindex: u32,
+    pub(crate) mac: [u8; 6],
+    pub(crate) pad: u16,
+}
+
+/// `struct xdp_devices`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct XdpDevices {
+    pub(crate) at: [XdpDevice; XDP_DEVICES],
 }
 
 /// `struct affinity_key4` and `affinity_key6`.
@@ -394,6 +415,7 @@ unsafe impl Pod for Traffic {}
 unsafe impl Pod for Choice {}
 unsafe impl<A: Address> Pod for SourceRange<A> {}
 unsafe impl Pod for Config {}
+unsafe impl Pod for XdpDevices {}
 unsafe impl Pod for ServiceName {}
 unsafe impl Pod for SocketKey4 {}
 unsafe impl Pod for SocketKey6 {}
@@ -418,6 +440,7 @@ const _: () = {
     assert!(size_of::<SourceRange<Addr4>>() == 4 + 4);
     assert!(size_of::<SourceRange<Addr6>>() == 4 + 16);
     assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2 + 16);
+    assert!(size_of::<XdpDevices>() == XDP_DEVICES * (4 + 6 + 2));
     assert!(size_of::<SocketKey4>() == 8 + 4 + 2 + 2);
     assert!(size_of::<SocketKey6>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<SocketPeer<Addr4>>() == 4 + 2 + 2 + 3 * 4);

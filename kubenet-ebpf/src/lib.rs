@@ -42,6 +42,7 @@
 //! | Reading tables back, cutting UDP flows | `BPF_MAP_LOOKUP_BATCH` | 5.6 | fails |
 //! | Attachment to interfaces by links | TCX | 6.6 | filters of a `clsact` queueing discipline, which stays on the interface |
 //! | The node's own processes | `bpf_get_netns_cookie` (5.7), links to cgroups (5.7), `getpeername` hooks (5.8), `SO_NETNS_COOKIE` | 5.14 | fails where [`EbpfBuilder::cgroup`] is set |
+//! | XDP at external interfaces | links of XDP (5.9), `bpf_xdp_get_buff_len` | 5.18 | TC serves alone |
 //! | `ECONNREFUSED` at the socket | `bpf_set_retval` | 5.18 | `EPERM` |
 //! | Connected UDP sockets follow backends | hook at the end of a socket (5.9), `CONFIG_INET_DIAG_DESTROY`, `CONFIG_INET_UDP_DIAG` | 5.9 | they stay with a backend that is gone: [`Capabilities::node_udp_follows`](kubenet_core::datapath::Capabilities::node_udp_follows) |
 //! | The route's MTU in "packet too big" | `mtu_result` of `bpf_fib_lookup` | 5.12 | 1280 |
@@ -119,7 +120,7 @@ use kernel as engine;
 #[cfg(not(target_os = "linux"))]
 use unsupported as engine;
 
-pub use builder::{AttachMode, DEFAULT_PIN_DIR, EbpfBuilder, MapSizes};
+pub use builder::{AttachMode, DEFAULT_PIN_DIR, EbpfBuilder, MapSizes, XdpMode};
 pub use datapath::{EbpfDatapath, remove_pins};
 pub use inspect::{BackendEntry, Connection, Inspector, StickyClient};
 pub use metrics::{Metric, Metrics};

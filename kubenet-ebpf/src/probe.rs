@@ -11,6 +11,9 @@ pub struct Probe {
     /// Whether programs attach to interfaces by TCX links (kernel 6.6). Otherwise by a `clsact` queueing
     /// discipline.
     pub tcx: bool,
+    /// Whether the XDP program runs: kernel 5.18. Whether a device can have it, its
+    /// driver says.
+    pub xdp: bool,
     /// Whether a socket of this node that dials a Service without backends gets `ECONNREFUSED` (kernel 5.18).
     /// Otherwise it gets `EPERM`.
     pub connect_refused: bool,

@@ -24,6 +24,7 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `enum bpf_link_type`.
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
 /// `struct { … } link_create`, up to the end of what TCX takes.
@@ -158,6 +159,14 @@ impl BpfLink {
         Self::create(program, index, direction as u32, BPF_F_AFTER)
     }
 
+    /// Hangs a program at an interface's driver (kernel 5.9), where there is place for one: never in the place of
+    /// somebody else's.
+    pub(crate) fn xdp(program: BorrowedFd<'_>, index: u32) -> io::Result<Self> {
+        const BPF_XDP: u32 = 37;
+        const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+        Self::create(program, index, BPF_XDP, XDP_FLAGS_DRV_MODE)
+    }
+
     /// Hangs a program in a cgroup, beside others.
     pub(crate) fn cgroup(
         program: BorrowedFd<'_>,
@@ -244,7 +253,7 @@ impl BpfLink {
         let info = self.info().ok()?;
         let [low, high] = info.target;
         match info.kind {
-            BPF_LINK_TYPE_TCX if low != 0 => Some(Place::Interface(low)),
+            BPF_LINK_TYPE_TCX | BPF_LINK_TYPE_XDP if low != 0 => Some(Place::Interface(low)),
             BPF_LINK_TYPE_CGROUP if info.target != [0, 0] => Some(Place::Cgroup(whole(low, high))),
             _ => None,
         }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, io, net::IpAddr, num::NonZeroU16, os::fd::AsFd, 
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie},
+    maps::{Array, HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie},
 };
 use ipnet::IpNet;
 use kubenet_core::{
@@ -22,6 +22,7 @@ use crate::{
     layout::{
         self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
         Conntrack, Service, ServiceKey, ServiceName, SocketFlow, SocketKey, SocketPeer, SourceRange, Tuple,
+        XdpDevices,
     },
     state::{StaleFlows, State},
 };
@@ -41,6 +42,7 @@ pub(crate) struct Maps {
     /// By the cookies of sockets.
     pub(super) socket_flows: HashMap<MapData, u64, SocketFlow>,
     metrics: PerCpuArray<MapData, u64>,
+    xdp_devices: Array<MapData, XdpDevices>,
     /// What is going on, for errors.
     pub(crate) operation: &'static str,
 }
@@ -244,6 +246,7 @@ impl Maps {
             pod_interfaces: take(source, "pod_interfaces", HashMap::try_from)?,
             socket_flows: take(source, "socket_flows", HashMap::try_from)?,
             metrics: take(source, "metrics", PerCpuArray::try_from)?,
+            xdp_devices: take(source, "xdp_devices", Array::try_from)?,
             operation: "build",
         })
     }
@@ -256,6 +259,14 @@ impl Maps {
         if self.config() != *config {
             self.config.store(0, config, CONFIG_FLAGS_WORD);
         }
+    }
+
+    /// Says whose frames the XDP program serves.
+    pub(crate) fn set_xdp_devices(&mut self, devices: XdpDevices) -> Result<(), DatapathError> {
+        if self.xdp_devices.get(&0, 0).is_ok_and(|before| before == devices) {
+            return Ok(());
+        }
+        self.xdp_devices.set(0, devices, 0).map_err(|e| self.failed("xdp_devices", "xdp_devices", e))
     }
 
     /// Every entry of `services4` and `services6`. An entry that is no frontend goes to `strangers`.

@@ -2,9 +2,9 @@
 
 mod addresses;
 mod attach;
-mod bridge;
 mod connected;
 mod detector;
+mod device;
 mod flows;
 mod follow;
 mod inspect;
@@ -97,6 +97,7 @@ impl Engine {
             Some(adopted) => self.settle(OPERATION, table, adopted)?,
         };
         self.state.revision = table.revision();
+        self.maps.set_xdp_devices(self.attachments.xdp_devices())?;
         self.attachments.ensure(&mut self.programs, OPERATION)?;
         self.set_draining(false);
         self.sync_addresses();
@@ -139,6 +140,7 @@ impl Engine {
         self.state.revision = delta.revision;
         // Later, only `replace` looks at every interface: the cost of a change is that of what changes.
         if !self.attachments.is_active() {
+            self.maps.set_xdp_devices(self.attachments.xdp_devices())?;
             self.attachments.ensure(&mut self.programs, OPERATION)?;
             self.set_draining(false);
         }

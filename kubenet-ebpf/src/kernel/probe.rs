@@ -49,6 +49,10 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
         kernel,
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         tcx: link::has_tcx(),
+        // Its length beyond the first buffer of a frame.
+        xdp: is_program_supported(ProgramType::Xdp).map_err(refused)?
+            && is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_xdp_get_buff_len)
+                .map_err(refused)?,
         connect_refused,
         cuts_udp_sockets: connected::can_destroy(),
     })

@@ -15,7 +15,7 @@ use kubenet_core::datapath::{Capabilities, DatapathError, ErrorKind, EventHub};
 
 use super::{
     Adopted, Engine,
-    attach::{Attachments, Programs},
+    attach::{Attachments, Programs, Wanted},
     link::{BpfLink, Place},
     maps::{self, Maps},
     membarrier, netns, node, object, probe,
@@ -74,6 +74,7 @@ impl Engine {
             snat_ports,
             attach_mode,
             direct_server_return,
+            hooks,
             pin_dir: _,
             pin_if_possible: _,
         } = builder;
@@ -81,10 +82,12 @@ impl Engine {
             netns::enter(path)?;
         }
         let found = probe()?;
+        let cgroup = cgroup.filter(|_| hooks.sockets);
         let netns_cookie = netns_cookie(cgroup.as_ref())?;
         let tcx = has_tcx(attach_mode, &found)?;
         let sockets = cgroup.is_some();
-        let mut attachments = Attachments::new(external_interfaces, cgroup, tcx, events.clone())?;
+        let mut attachments = Attachments::new(external_interfaces, cgroup, hooks, tcx, events.clone())?;
+        let wanted = Wanted { sockets, xdp: found.xdp && attachments.wants_any_xdp() };
         for name in &pod_interfaces {
             attachments.declare_pod(name, "build")?;
         }
@@ -98,8 +101,8 @@ impl Engine {
             Some(pins) => Some(pins.begin_maps()?),
         };
         let pinned = directory.as_deref().map(|directory| (directory, &shapes));
-        let ebpf = object::load(&sizes, found.connect_refused, direct_server_return, pinned)?;
-        let mut programs = Programs::load(ebpf, sockets)?;
+        let ebpf = object::load(&sizes, found.connect_refused, direct_server_return, hooks.external, pinned)?;
+        let mut programs = Programs::load(ebpf, wanted)?;
         let maps = Maps::take(programs.object())?;
         let (state, adopted) = match pins {
             Some(pins) if pins.has_maps() => {

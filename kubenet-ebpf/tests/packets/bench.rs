@@ -159,9 +159,9 @@ pub struct Outcome {
 }
 
 pub struct Bench {
-    ebpf: Ebpf,
+    pub ebpf: Ebpf,
     pod0: u32,
-    ext0: u32,
+    pub ext0: u32,
     next_backend: u32,
     next_slot: u32,
     next_service: u32,
@@ -484,6 +484,7 @@ impl Bench {
             match program {
                 Program::CgroupSockAddr(program) => without_signals(|| program.load()),
                 Program::CgroupSock(program) => without_signals(|| program.load()),
+                Program::Xdp(program) => without_signals(|| program.load()),
                 _ => {}
             }
             (name.to_owned(), program.info().expect("loaded"))
@@ -497,7 +498,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
 }
 
 /// The verifier gives up when a signal is pending, be it only that another test's child has ended.
-fn without_signals(load: impl FnOnce() -> Result<(), ProgramError>) {
+pub fn without_signals(load: impl FnOnce() -> Result<(), ProgramError>) {
     let old = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).expect("block signals");
     let loaded = load();
     old.thread_set_mask().expect("let signals come");

@@ -96,6 +96,16 @@ impl Bench {
         age::<40, 40>(self.map_mut("fragments6"), 32, ticks);
     }
 
+    /// Makes the last time that a next hop was the stack's so many ticks older.
+    pub fn age_hops(&mut self, ticks: u32) {
+        let mut map =
+            HashMap::<&mut MapData, [u8; 20], u32>::try_from(self.map_mut("xdp_hops")).expect("hash map");
+        let entries: Vec<_> = map.iter().map(|entry| entry.expect("entry")).collect();
+        for (key, last) in entries {
+            map.insert(key, last.wrapping_sub(ticks), 0).expect("insert");
+        }
+    }
+
     /// Drops the entry for packets from one address to another, as the LRU may.
     pub fn evict(&mut self, from: SocketAddr, to: SocketAddr, proto: Proto) {
         let mut key = octets(from.ip());

@@ -38,3 +38,4 @@ mod size;
 mod sources;
 mod traffic;
 mod wire;
+mod xdp;

@@ -4,6 +4,7 @@
 pub mod bpffs;
 pub mod links;
 pub mod load;
+pub mod offload;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -188,5 +189,10 @@ pub fn attached(lab: &Lab) -> Vec<String> {
         }
         found
     };
-    node.netns().run(list).unwrap()
+    let mut found = node.netns().run(list).unwrap();
+    found.extend(
+        offload::xdp_program(lab, node.external_interface())
+            .map(|id| format!("XDP program {id} at {}", node.external_interface())),
+    );
+    found
 }

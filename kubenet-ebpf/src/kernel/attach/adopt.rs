@@ -11,7 +11,7 @@ use super::{
     super::link::{BpfLink, Place, Tcx},
     Attachments,
     filter::{self, Filter},
-    hook::{self, Attached, DIRECTIONS, Hook, Side},
+    hook::{self, Attached, DIRECTIONS, Hook, Side, Spot},
     interface_name,
     programs::Programs,
     sockets,
@@ -60,11 +60,11 @@ impl Attachments {
     }
 
     fn adopt_link(&mut self, name: &str, link: BpfLink) {
-        if let Some((side, index, direction)) = hook::parse_pin_name(name)
+        if let Some((side, index, spot)) = hook::parse_pin_name(name)
             && link.place() == Some(Place::Interface(index))
             && let Ok(interface) = if_indextoname(index)
         {
-            self.adopt_hook(interface_name(interface), (index, side), direction, Hook::Link(link));
+            self.adopt_hook(interface_name(interface), (index, side), spot, Hook::Link(link));
         } else if let Some(program) = sockets::parse_pin_name(name)
             && matches!(link.place(), Some(Place::Cgroup(_)))
         {
@@ -87,16 +87,16 @@ impl Attachments {
                     let filter = Hook::Filter(Filter::adopt(&name, direction, &found)?);
                     // What leaves meets the same program on both sides.
                     let is_external = self.external.contains(&name)
-                        || direction == Tcx::Ingress && found.name == Side::External.program(direction);
+                        || direction == Tcx::Ingress && found.name == Side::External.program(Spot::Ingress);
                     let side = if is_external { Side::External } else { Side::Pod };
-                    self.adopt_hook(name.clone(), (index, side), direction, filter);
+                    self.adopt_hook(name.clone(), (index, side), Spot::of(direction), filter);
                 }
             }
         }
         Ok(())
     }
 
-    fn adopt_hook(&mut self, interface: String, (index, side): (u32, Side), direction: Tcx, hook: Hook) {
+    fn adopt_hook(&mut self, interface: String, (index, side): (u32, Side), spot: Spot, hook: Hook) {
         let new = || Attached { index, side, hooks: BTreeMap::new() };
         let attached = self.interfaces.entry(interface).or_insert_with(new);
         // Egress comes first, and does not tell of filters.
@@ -104,7 +104,7 @@ impl Attachments {
             attached.side = side;
         }
         // Where a link and a filter hang, which nobody makes, the link goes on.
-        attached.hooks.entry(direction).or_insert(hook);
+        attached.hooks.entry(spot).or_insert(hook);
     }
 
     /// Removes the filters with these programs from the current network namespace.
@@ -125,6 +125,7 @@ impl Attachments {
 
     /// Detaches what was adopted and nobody wants, and forgets programs that hang nowhere.
     pub(super) fn tidy(&mut self, programs: &Programs) {
+        self.detach_switched_off();
         let Some(pins) = &self.pins else { return };
         let wanted: BTreeSet<&String> = self.external.iter().chain(&self.pods).collect();
         let unwanted = self.interfaces.keys().filter(|name| !wanted.contains(name)).cloned();
@@ -144,12 +145,31 @@ impl Attachments {
         }
         let hooks = self.interfaces.values().flat_map(|attached| attached.hooks.values());
         let mut used: BTreeSet<u32> = hooks.map(Hook::program).collect();
-        let all = [Side::Pod, Side::External].into_iter().flat_map(|s| DIRECTIONS.map(|d| s.program(d)));
+        let all = [Side::Pod, Side::External].into_iter().flat_map(|s| Spot::ALL.map(|d| s.program(d)));
         used.extend(all.map(|name| programs.id(name)));
         for program in pins.filters().unwrap_or_default() {
             if !used.contains(&program) {
                 // A pin that stays costs memory; the next table tries again.
                 drop(fs::remove_file(pins.filter(program)));
+            }
+        }
+    }
+
+    /// Detaches what was adopted at interfaces that are wanted, of hooks that are not.
+    fn detach_switched_off(&mut self) {
+        let sides: Vec<_> = self.interfaces.iter().map(|(n, a)| (n.clone(), a.side, a.index)).collect();
+        for (name, side, index) in sides {
+            let spots = self.spots(side, index);
+            let Some(attached) = self.interfaces.get_mut(&name) else { continue };
+            for spot in Spot::ALL.into_iter().filter(|spot| !spots.contains(spot)) {
+                if let Some(hook) = attached.hooks.remove(&spot)
+                    && let Err(error) = hook.detach()
+                {
+                    tracing::warn!(interface = name, error, "cannot detach {}", side.program(spot));
+                }
+            }
+            if attached.hooks.is_empty() {
+                self.interfaces.remove(&name);
             }
         }
     }

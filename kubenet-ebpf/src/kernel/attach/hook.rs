@@ -7,7 +7,7 @@ use aya::programs::ProgramError;
 use super::{
     super::link::{BpfLink, Place, Tcx},
     filter::Filter,
-    programs::Programs,
+    programs::{Programs, XDP_PROGRAM},
 };
 
 /// What an interface leads to.
@@ -17,16 +17,45 @@ pub(super) enum Side {
     External,
 }
 
-/// What leaves first: replies must be translated before the first request is.
+/// A place for a program at an interface, in the order in which programs are attached. What leaves first: replies
+/// must be translated before the first request is. Then what comes in, and last who passes on to that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Spot {
+    Egress,
+    Ingress,
+    Xdp,
+}
+
+impl Spot {
+    pub(super) const ALL: [Spot; 3] = [Spot::Egress, Spot::Ingress, Spot::Xdp];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Spot::Egress => "egress",
+            Spot::Ingress => "ingress",
+            Spot::Xdp => "xdp",
+        }
+    }
+
+    /// The direction of a program of TC.
+    pub(super) const fn of(direction: Tcx) -> Self {
+        match direction {
+            Tcx::Egress => Spot::Egress,
+            Tcx::Ingress => Spot::Ingress,
+        }
+    }
+}
+
 pub(super) const DIRECTIONS: [Tcx; 2] = [Tcx::Egress, Tcx::Ingress];
 
 impl Side {
     /// The program for packets that arrive there, or for packets that leave there.
-    pub(super) const fn program(self, direction: Tcx) -> &'static str {
-        match (self, direction) {
-            (_, Tcx::Egress) => "kubenet_to_device",
-            (Side::Pod, Tcx::Ingress) => "kubenet_from_pod",
-            (Side::External, Tcx::Ingress) => "kubenet_from_external",
+    pub(super) const fn program(self, spot: Spot) -> &'static str {
+        match (self, spot) {
+            (_, Spot::Egress) => "kubenet_to_device",
+            (_, Spot::Xdp) => XDP_PROGRAM,
+            (Side::Pod, Spot::Ingress) => "kubenet_from_pod",
+            (Side::External, Spot::Ingress) => "kubenet_from_external",
         }
     }
 
@@ -39,13 +68,12 @@ impl Side {
 }
 
 /// The name of a link's pin.
-pub(super) fn pin_name(side: Side, index: u32, direction: Tcx) -> String {
-    let direction = if direction == Tcx::Ingress { "ingress" } else { "egress" };
-    format!("{}_{index}_{direction}", side.name())
+pub(super) fn pin_name(side: Side, index: u32, spot: Spot) -> String {
+    format!("{}_{index}_{}", side.name(), spot.name())
 }
 
 /// What a pin of that name hangs at.
-pub(super) fn parse_pin_name(name: &str) -> Option<(Side, u32, Tcx)> {
+pub(super) fn parse_pin_name(name: &str) -> Option<(Side, u32, Spot)> {
     let mut parts = name.split('_');
     let side = match parts.next()? {
         "pod" => Side::Pod,
@@ -53,12 +81,9 @@ pub(super) fn parse_pin_name(name: &str) -> Option<(Side, u32, Tcx)> {
         _ => return None,
     };
     let index = parts.next()?.parse().ok()?;
-    let direction = match parts.next()? {
-        "ingress" => Tcx::Ingress,
-        "egress" => Tcx::Egress,
-        _ => return None,
-    };
-    parts.next().is_none().then_some((side, index, direction))
+    let spot = parts.next()?;
+    let spot = Spot::ALL.into_iter().find(|s| s.name() == spot)?;
+    parts.next().is_none().then_some((side, index, spot))
 }
 
 /// Programs at one interface.
@@ -66,12 +91,12 @@ pub(super) struct Attached {
     /// An interface that is made again under the same name has another index.
     pub(super) index: u32,
     pub(super) side: Side,
-    pub(super) hooks: BTreeMap<Tcx, Hook>,
+    pub(super) hooks: BTreeMap<Spot, Hook>,
 }
 
 impl Attached {
-    pub(super) fn hangs(&self, direction: Tcx) -> bool {
-        self.hooks.get(&direction).is_some_and(|hook| hook.hangs_at(self.index))
+    pub(super) fn hangs(&self, spot: Spot) -> bool {
+        self.hooks.get(&spot).is_some_and(|hook| hook.hangs_at(self.index))
     }
 }
 
@@ -102,7 +127,7 @@ impl Hook {
     /// Puts another program in its place.
     pub(super) fn update(&mut self, programs: &mut Programs, name: &str) -> Result<(), ProgramError> {
         match self {
-            Hook::Link(link) => Ok(link.update(programs.classifier_fd(name)?)?),
+            Hook::Link(link) => Ok(link.update(programs.packet_fd(name)?)?),
             Hook::Filter(filter) => {
                 let id = programs.id(name);
                 filter.update((programs.classifier(name)?, id))
@@ -132,10 +157,10 @@ mod tests {
     #[test]
     fn the_name_of_a_pin_says_where_it_hangs() {
         for side in [Side::Pod, Side::External] {
-            for direction in DIRECTIONS {
-                let name = pin_name(side, 17, direction);
+            for spot in Spot::ALL {
+                let name = pin_name(side, 17, spot);
                 assert!(!name.contains('.'), "the file system reserves dots");
-                assert_eq!(parse_pin_name(&name), Some((side, 17, direction)));
+                assert_eq!(parse_pin_name(&name), Some((side, 17, spot)));
             }
         }
         for name in ["pod_17", "pod_x_ingress", "pod_17_ingress_new", "node_17_ingress", ""] {

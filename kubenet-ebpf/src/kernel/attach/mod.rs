@@ -5,6 +5,7 @@ mod filter;
 mod hook;
 mod programs;
 mod sockets;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,17 +22,18 @@ use nix::{
     net::if_::{if_indextoname, if_nametoindex},
 };
 
-pub(crate) use self::programs::Programs;
+pub(crate) use self::programs::{Programs, Wanted};
 use self::{
     filter::Filter,
-    hook::{Attached, DIRECTIONS, Hook, Side, pin_name},
+    hook::{Attached, Hook, Side, Spot, pin_name},
     programs::{SOCKET_PROGRAMS, errno},
 };
 use super::{
-    bridge,
+    device::Device,
     link::{self, BpfLink, Tcx},
 };
 use crate::{
+    builder::Hooks,
     error::{caused, error},
     pin::Pins,
 };
@@ -41,7 +43,10 @@ pub(crate) struct Attachments {
     external: Vec<String>,
     pods: BTreeSet<String>,
     cgroup: Option<PathBuf>,
+    hooks: Hooks,
     tcx: bool,
+    /// External interfaces that go without the XDP program that they should have, and why.
+    without_xdp: BTreeMap<String, String>,
     /// Set by the first route table: from then on packets may meet the programs.
     active: bool,
     interfaces: BTreeMap<String, Attached>,
@@ -68,6 +73,7 @@ impl Attachments {
     pub(crate) fn new(
         external: Vec<String>,
         cgroup: Option<PathBuf>,
+        hooks: Hooks,
         tcx: bool,
         events: EventHub,
     ) -> Result<Self, DatapathError> {
@@ -85,7 +91,9 @@ impl Attachments {
             external,
             pods: BTreeSet::new(),
             cgroup,
+            hooks,
             tcx,
+            without_xdp: BTreeMap::new(),
             active: false,
             interfaces: BTreeMap::new(),
             sockets: BTreeMap::new(),
@@ -164,9 +172,12 @@ impl Attachments {
         for (name, side) in self.wanted() {
             let Ok(index) = if_nametoindex(name.as_str()) else { continue };
             let attached = self.interfaces.get(&name).filter(|attached| attached.index == index);
-            for direction in DIRECTIONS {
-                if !attached.is_some_and(|attached| attached.hangs(direction)) {
-                    missing.push(format!("{} at interface {name}", side.program(direction)));
+            for spot in self.spots(side, index) {
+                let goes_without = spot == Spot::Xdp
+                    && self.without_xdp.contains_key(&name)
+                    && attached.is_some_and(|attached| !attached.hooks.contains_key(&spot));
+                if !goes_without && !attached.is_some_and(|attached| attached.hangs(spot)) {
+                    missing.push(format!("{} at interface {name}", side.program(spot)));
                 }
             }
         }
@@ -203,11 +214,11 @@ impl Attachments {
             return Err(error(operation, ErrorKind::InvalidInput, message));
         }
         let index = index_of(name, operation, ErrorKind::Unavailable)?;
-        let bridge = bridge::of(index).map_err(|e| {
+        let device = Device::of(index).map_err(|e| {
             let message = format!("interface {name}: cannot find out whether it is a port of a bridge");
             caused(operation, ErrorKind::Unavailable, message, e)
         })?;
-        if let Some(bridge) = bridge {
+        if let Some(bridge) = device.bridge {
             // Its frames are for the bridge's address, not for its own: the programs would pass them all.
             let bridge =
                 if_indextoname(bridge).map_or_else(|_| format!("interface {bridge}"), interface_name);
@@ -276,10 +287,14 @@ impl Attachments {
             // With the interface, the kernel removed what hung on it; here go the pins.
             drop(detach(name, gone));
         }
+        let spots = self.spots(side, index);
+        if spots.is_empty() {
+            return Ok(());
+        }
         let mut detached = Vec::new();
         let is_known = self.interfaces.contains_key(name);
-        for direction in DIRECTIONS {
-            let program = side.program(direction);
+        for spot in spots {
+            let program = side.program(spot);
             let failed = |e: ProgramError| {
                 let kind = match errno(&e) {
                     Some(Errno::EPERM) => ErrorKind::Permission,
@@ -288,9 +303,15 @@ impl Attachments {
                 };
                 caused(operation, kind, format!("interface {name}: cannot attach the program {program}"), e)
             };
+            if spot == Spot::Xdp
+                && let Some(why) = self.xdp_obstacle(programs, index)
+            {
+                self.go_without_xdp(name, why, operation)?;
+                continue;
+            }
             if let Some(attached) = self.interfaces.get_mut(name)
-                && attached.hangs(direction)
-                && let Some(hook) = attached.hooks.get_mut(&direction)
+                && attached.hangs(spot)
+                && let Some(hook) = attached.hooks.get_mut(&spot)
             {
                 if hook.program() != programs.id(program) {
                     keep_program(self.pins.as_ref(), programs, program, hook).map_err(failed)?;
@@ -298,17 +319,26 @@ impl Attachments {
                 }
                 continue;
             }
-            let hook = self.attach_program(programs, (name, index), side, direction).map_err(failed)?;
-            if is_known {
-                detached.push(program);
-            }
+            let hook = match self.attach_program(programs, (name, index), side, spot) {
+                Err(e) if spot == Spot::Xdp => {
+                    self.go_without_xdp(name, Self::xdp_refusal(&e), operation)?;
+                    continue;
+                }
+                result => result.map_err(failed)?,
+            };
             let attached = self.interfaces.entry(name.to_owned()).or_insert_with(|| Attached {
                 index,
                 side,
                 hooks: BTreeMap::new(),
             });
             // Drops a link that hangs nowhere: the new one has the place of its pin.
-            attached.hooks.insert(direction, hook);
+            let before = attached.hooks.insert(spot, hook);
+            if is_known && (before.is_some() || spot != Spot::Xdp) {
+                detached.push(program);
+            }
+            if spot == Spot::Xdp {
+                self.without_xdp.remove(name);
+            }
         }
         if let Some(attached) = self.interfaces.get_mut(name).filter(|attached| attached.side != side) {
             attached.side = side;
@@ -332,13 +362,22 @@ impl Attachments {
         programs: &mut Programs,
         (interface, index): (&str, u32),
         side: Side,
-        direction: Tcx,
+        spot: Spot,
     ) -> Result<Hook, ProgramError> {
-        let name = side.program(direction);
+        let name = side.program(spot);
+        let direction = match spot {
+            Spot::Egress => Tcx::Egress,
+            Spot::Ingress => Tcx::Ingress,
+            Spot::Xdp => {
+                let mut link = BpfLink::xdp(programs.packet_fd(name)?, index)?;
+                self.pin(&mut link, &pin_name(side, index, spot))?;
+                return Ok(Hook::Link(link));
+            }
+        };
         if self.tcx {
             // Behind an older instance that drains: it knows flows of which this one knows nothing.
-            let mut link = BpfLink::tcx(programs.classifier_fd(name)?, index, direction)?;
-            self.pin(&mut link, &pin_name(side, index, direction))?;
+            let mut link = BpfLink::tcx(programs.packet_fd(name)?, index, direction)?;
+            self.pin(&mut link, &pin_name(side, index, spot))?;
             return Ok(Hook::Link(link));
         }
         let id = programs.id(name);
@@ -375,7 +414,7 @@ fn keep_program(
 fn pin_program(pins: &Pins, programs: &Programs, name: &str) -> Result<(), ProgramError> {
     let path = pins.filter(programs.id(name));
     if !path.exists() {
-        let program = programs.classifier_fd(name)?;
+        let program = programs.packet_fd(name)?;
         pins.put(&path, |path| link::pin(program, path))?;
     }
     Ok(())
@@ -383,9 +422,9 @@ fn pin_program(pins: &Pins, programs: &Programs, name: &str) -> Result<(), Progr
 
 /// The names of pins say on which side an interface is.
 fn rename_pins(pins: &Pins, attached: &mut Attached) -> io::Result<()> {
-    for (direction, hook) in &mut attached.hooks {
+    for (spot, hook) in &mut attached.hooks {
         let Hook::Link(link) = hook else { continue };
-        let to = pins.link(&pin_name(attached.side, attached.index, *direction));
+        let to = pins.link(&pin_name(attached.side, attached.index, *spot));
         if let Some(from) = link.pin_path().filter(|from| *from != to) {
             fs::rename(from, &to)?;
             link.set_pin(to);
@@ -398,11 +437,12 @@ fn rename_pins(pins: &Pins, attached: &mut Attached) -> io::Result<()> {
 fn detach(name: &str, attached: Attached) -> Vec<String> {
     let gone = if_nametoindex(name).ok() != Some(attached.index);
     let mut failures = Vec::new();
-    for (direction, hook) in attached.hooks {
+    // Who passes packets on before those who take them.
+    for (spot, hook) in attached.hooks.into_iter().rev() {
         if let Err(e) = hook.detach()
             && !gone
         {
-            let program = attached.side.program(direction);
+            let program = attached.side.program(spot);
             failures.push(format!("interface {name}: cannot detach the program {program}: {e}"));
         }
     }

@@ -7,7 +7,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, tc::TcError},
+    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp, tc::TcError},
 };
 use kubenet_core::datapath::{DatapathError, ErrorKind};
 use nix::{
@@ -30,6 +30,16 @@ pub(super) const SOCKET_PROGRAMS: [(&str, u32); 9] = [
     ("kubenet_sock_release", 34),
 ];
 
+/// The program for what the driver hands over.
+pub(super) const XDP_PROGRAM: &str = "kubenet_xdp";
+
+/// Which programs are used beside those of TC.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) sockets: bool,
+    pub(crate) xdp: bool,
+}
+
 /// The verifier gives up with `EAGAIN` when the thread is notified of something.
 const VERIFIER_RETRIES: u32 = 10;
 
@@ -37,25 +47,33 @@ const VERIFIER_RETRIES: u32 = 10;
 pub(crate) struct Programs {
     ebpf: Ebpf,
     ids: BTreeMap<String, u32>,
+    /// Why the kernel does not take the XDP program.
+    no_xdp: Option<String>,
 }
 
 impl Programs {
-    /// Loads the programs into the kernel, those for sockets only where they are used.
-    pub(crate) fn load(mut ebpf: Ebpf, sockets: bool) -> Result<Self, DatapathError> {
+    /// Loads the programs into the kernel, those for sockets and for XDP only where they are used.
+    pub(crate) fn load(mut ebpf: Ebpf, wanted: Wanted) -> Result<Self, DatapathError> {
         // A pending signal, even an ignored one for the end of a child, stops the verifier: others may take it.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
-        let result = load_programs(&mut ebpf, sockets);
+        let result = load_programs(&mut ebpf, wanted);
         if let Ok(before) = before
             && let Err(e) = before.thread_set_mask()
         {
             tracing::warn!("signals stay blocked on the datapath's thread: {e}");
         }
-        Ok(Self { ids: result?, ebpf })
+        let (ids, no_xdp) = result?;
+        Ok(Self { ids, no_xdp, ebpf })
     }
 
     /// The object, whose maps may be taken now: the programs have theirs.
     pub(crate) fn object(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Why there is no XDP program.
+    pub(super) fn why_no_xdp(&self) -> Option<&str> {
+        self.no_xdp.as_deref()
     }
 
     /// The id of a loaded program; 0 where it is none.
@@ -68,7 +86,11 @@ impl Programs {
     }
 
     /// The file descriptor of a program for packets.
-    pub(super) fn classifier_fd(&self, name: &str) -> Result<BorrowedFd<'_>, ProgramError> {
+    pub(super) fn packet_fd(&self, name: &str) -> Result<BorrowedFd<'_>, ProgramError> {
+        if name == XDP_PROGRAM {
+            let program: &Xdp = self.ebpf.program(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+            return Ok(program.fd()?.as_fd());
+        }
         let program: &SchedClassifier = self.ebpf.program(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
         Ok(program.fd()?.as_fd())
     }
@@ -82,16 +104,23 @@ impl Programs {
     }
 }
 
-fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<BTreeMap<String, u32>, DatapathError> {
+fn load_programs(
+    ebpf: &mut Ebpf,
+    wanted: Wanted,
+) -> Result<(BTreeMap<String, u32>, Option<String>), DatapathError> {
     let mut ids = BTreeMap::new();
+    let mut no_xdp = (!wanted.xdp).then(|| "this kernel cannot run it: see kubenet_ebpf::probe".to_owned());
     for (name, program) in ebpf.programs_mut() {
         let mut load = || match program {
             Program::SchedClassifier(program) => program.load().and_then(|()| Ok(program.info()?.id())),
-            Program::CgroupSockAddr(program) if sockets => {
+            Program::Xdp(program) if wanted.xdp => program.load().and_then(|()| Ok(program.info()?.id())),
+            Program::CgroupSockAddr(program) if wanted.sockets => {
                 program.load().and_then(|()| Ok(program.info()?.id()))
             }
-            Program::CgroupSock(program) if sockets => program.load().and_then(|()| Ok(program.info()?.id())),
-            Program::CgroupSockAddr(_) | Program::CgroupSock(_) => Ok(0),
+            Program::CgroupSock(program) if wanted.sockets => {
+                program.load().and_then(|()| Ok(program.info()?.id()))
+            }
+            Program::CgroupSockAddr(_) | Program::CgroupSock(_) | Program::Xdp(_) => Ok(0),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         let mut result = load();
@@ -100,6 +129,12 @@ fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<BTreeMap<String, u32>
                 break;
             }
             result = load();
+        }
+        if name == XDP_PROGRAM
+            && let Err(e) = &result
+        {
+            no_xdp = Some(format!("this kernel does not take it: {e}"));
+            continue;
         }
         let id = result.map_err(|e| {
             let kind = match errno(&e) {
@@ -110,7 +145,7 @@ fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<BTreeMap<String, u32>
         })?;
         ids.insert(name.to_owned(), id);
     }
-    Ok(ids)
+    Ok((ids, no_xdp))
 }
 
 /// The verifier refuses programs with `EACCES`, too, but says why.
