@@ -2,15 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use kubenet_core::{
-    model::Protocol,
-    route::{Route, ServicePortName},
-};
+use kubenet_core::route::Route;
 
 use crate::{ids::Ids, rest::Now};
 
-/// The port of a Service; its frontends of both families share the id.
-type Port = (ServicePortName, Protocol);
+/// The number of a Service's port, of [`Ports`](crate::ports::Ports); its frontends of both families share the id.
+type Port = u32;
 
 /// Ids with reference counts.
 #[derive(Debug)]
@@ -33,18 +30,18 @@ impl Affinities {
         Self { by_port: HashMap::new(), ids: Ids::up_to(most), adopted: BTreeSet::new() }
     }
 
-    /// Whether the id may stand for this route's clients: neither has another partner.
-    pub(crate) fn may_adopt(&self, route: &Route, id: u32) -> bool {
-        match self.by_port.get(&port(route)) {
+    /// Whether the id may stand for the clients of this port: neither has another partner.
+    pub(crate) fn may_adopt(&self, port: Port, id: u32) -> bool {
+        match self.by_port.get(&port) {
             Some(entry) => entry.id == id,
             None => !self.adopted.contains(&id),
         }
     }
 
     /// An id that another process handed out. One reference more.
-    pub(crate) fn adopt(&mut self, route: &Route, id: u32) {
+    pub(crate) fn adopt(&mut self, port: Port, id: u32) {
         self.adopted.insert(id);
-        self.by_port.entry(port(route)).or_insert(Entry { id, references: 0 }).references += 1;
+        self.by_port.entry(port).or_insert(Entry { id, references: 0 }).references += 1;
     }
 
     pub(crate) fn has_adopted(&self, id: u32) -> bool {
@@ -65,11 +62,10 @@ impl Affinities {
     }
 
     /// The id for a route: one reference more. 0 where its clients do not stay, `None` when all ids are in use.
-    pub(crate) fn acquire(&mut self, route: &Route, now: Now) -> Option<u32> {
+    pub(crate) fn acquire(&mut self, route: &Route, port: Port, now: Now) -> Option<u32> {
         if route.affinity.is_none() {
             return Some(0);
         }
-        let port = port(route);
         if let Some(entry) = self.by_port.get_mut(&port) {
             entry.references += 1;
             return Some(entry.id);
@@ -81,8 +77,7 @@ impl Affinities {
 
     /// One reference less. What is known of its clients stays in the map: it names backends, by their
     /// generation, which no other Service port has.
-    pub(crate) fn release(&mut self, route: &Route, id: u32, now: Now) {
-        let port = port(route);
+    pub(crate) fn release(&mut self, port: Port, id: u32, now: Now) {
         let Some(entry) = self.by_port.get_mut(&port).filter(|entry| entry.id == id) else { return };
         entry.references -= 1;
         if entry.references == 0 {
@@ -103,8 +98,4 @@ impl Affinities {
     pub(crate) fn in_use(&self) -> u32 {
         self.ids.in_use()
     }
-}
-
-fn port(route: &Route) -> Port {
-    (route.service_port.clone(), route.frontend.protocol)
 }

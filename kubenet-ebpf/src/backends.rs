@@ -1,15 +1,12 @@
 //! Which backend has which id.
 
-use std::{collections::HashMap, num::NonZeroU16, sync::Arc};
+use std::num::NonZeroU16;
 
-use kubenet_core::{
-    datapath::BackendName,
-    model::Protocol,
-    route::{Backend, Route, ServicePortName},
-};
+use kubenet_core::route::Backend;
 
 use crate::{
     ids::{Handle, Ids},
+    index::Index,
     rest::Now,
 };
 
@@ -18,77 +15,78 @@ use crate::{
 /// Whether a backend is ready or terminating is part of it: a change of state is a new id, so that an entry
 /// of `backends` never changes its meaning while a packet looks at it. Its weight is not: that belongs to the
 /// set, and may differ from one to the next.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
-    pub(crate) service_port: ServicePortName,
-    pub(crate) protocol: Protocol,
+    /// The number of the Service's port, of [`Ports`](crate::ports::Ports).
+    pub(crate) port: u32,
     pub(crate) backend: Backend,
 }
 
 impl Identity {
-    pub(crate) fn new(route: &Route, backend: &Backend) -> Self {
-        Self {
-            service_port: route.service_port.clone(),
-            protocol: route.frontend.protocol,
-            backend: Backend { weight: NonZeroU16::MIN, ..*backend },
-        }
-    }
-
-    /// Under which name it is counted.
-    pub(crate) fn name(&self) -> BackendName {
-        let Self { service_port, protocol, backend } = self;
-        BackendName {
-            service_port: service_port.clone(),
-            protocol: *protocol,
-            address: backend.socket_addr(),
-        }
+    pub(crate) fn new(port: u32, backend: &Backend) -> Self {
+        Self { port, backend: Backend { weight: NonZeroU16::MIN, ..*backend } }
     }
 }
 
 /// The backends of one address family: ids with reference counts.
 #[derive(Debug)]
 pub(crate) struct Backends {
-    by_identity: HashMap<Arc<Identity>, u32>,
-    by_id: HashMap<u32, Entry>,
+    index: Index,
+    /// By id. `None`: nobody holds it.
+    by_id: Vec<Option<Entry>>,
     ids: Ids,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Entry {
-    identity: Arc<Identity>,
-    generation: u32,
+    identity: Identity,
     references: u32,
 }
 
 impl Backends {
     /// For a map of this many entries.
     pub(crate) fn new(size: u32) -> Self {
-        Self {
-            by_identity: HashMap::new(),
-            by_id: HashMap::new(),
-            // Index 0 is never used.
-            ids: Ids::up_to(size.saturating_sub(1)),
+        // Index 0 is never used.
+        Self { index: Index::default(), by_id: Vec::new(), ids: Ids::up_to(size.saturating_sub(1)) }
+    }
+
+    fn get(&self, id: u32) -> Option<&Entry> {
+        self.by_id.get(id as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
+        self.by_id.get_mut(id as usize)?.as_mut()
+    }
+
+    fn find(&self, hash: u32, identity: &Identity) -> Option<u32> {
+        self.index.find(hash, |id| self.get(id).is_some_and(|entry| entry.identity == *identity))
+    }
+
+    /// One reference to an id that nobody holds.
+    fn insert(&mut self, id: u32, hash: u32, identity: Identity) {
+        let place = id as usize;
+        if place >= self.by_id.len() {
+            self.by_id.resize(place + 1, None);
         }
+        self.by_id[place] = Some(Entry { identity, references: 1 });
+        self.index.insert(hash, id);
     }
 
     /// Whether the id may stand for this: neither has another partner.
     pub(crate) fn may_adopt(&self, id: u32, identity: &Identity) -> bool {
-        match (self.by_id.get(&id), self.by_identity.get(identity)) {
+        match (self.get(id), self.find(self.index.hash(identity), identity)) {
             (None, None) => true,
-            (Some(entry), Some(known)) => *known == id && *entry.identity == *identity,
+            (Some(_), Some(known)) => known == id,
             _ => false,
         }
     }
 
     /// An id that another process handed out. One reference more.
-    pub(crate) fn adopt(&mut self, Handle { id, generation }: Handle, identity: Identity) {
-        if let Some(entry) = self.by_id.get_mut(&id) {
-            entry.references += 1;
-            return;
+    pub(crate) fn adopt(&mut self, id: u32, identity: Identity) {
+        match self.get_mut(id) {
+            Some(entry) => entry.references += 1,
+            None => self.insert(id, self.index.hash(&identity), identity),
         }
-        let identity = Arc::new(identity);
-        self.by_identity.insert(Arc::clone(&identity), id);
-        self.by_id.insert(id, Entry { identity, generation, references: 1 });
     }
 
     /// After all that is to be adopted: how often each id was handed out, and whether others than the adopted
@@ -99,9 +97,8 @@ impl Backends {
         generations: Vec<u32>,
         is_reserved: impl Fn(u32) -> bool,
     ) {
-        let by_id = &self.by_id;
-        self.ids =
-            Ids::adopt(size.saturating_sub(1), generations, |id| by_id.contains_key(&id) || is_reserved(id));
+        let is_used = |id| self.is_alive(id) || is_reserved(id);
+        self.ids = Ids::adopt(size.saturating_sub(1), generations, is_used);
     }
 
     /// Gives back an id that nobody holds but that was reserved at adoption.
@@ -111,23 +108,22 @@ impl Backends {
 
     /// The id of a backend, and whether it is new. One reference more.
     pub(crate) fn acquire(&mut self, identity: Identity, now: Now) -> Option<(Handle, bool)> {
-        if let Some(&id) = self.by_identity.get(&identity)
-            && let Some(entry) = self.by_id.get_mut(&id)
+        let hash = self.index.hash(&identity);
+        if let Some(id) = self.find(hash, &identity)
+            && let Some(entry) = self.get_mut(id)
         {
             entry.references += 1;
-            return Some((Handle { id, generation: entry.generation }, false));
+            return Some((self.handle(id), false));
         }
         let handle = self.ids.take(now)?;
-        let identity = Arc::new(identity);
-        self.by_identity.insert(Arc::clone(&identity), handle.id);
-        self.by_id.insert(handle.id, Entry { identity, generation: handle.generation, references: 1 });
+        self.insert(handle.id, hash, identity);
         Some((handle, true))
     }
 
     /// One reference less. True when that was the last one: the entry must be marked dead.
     #[must_use]
     pub(crate) fn release(&mut self, id: u32, now: Now) -> bool {
-        let Some(entry) = self.by_id.get_mut(&id) else {
+        let Some(entry) = self.get_mut(id) else {
             debug_assert!(false, "release of backend {id}, which nobody holds");
             return false;
         };
@@ -135,31 +131,33 @@ impl Backends {
         if entry.references > 0 {
             return false;
         }
-        self.by_identity.remove(&entry.identity);
-        self.by_id.remove(&id);
+        let identity = entry.identity;
+        self.index.remove(self.index.hash(&identity), id);
+        self.by_id[id as usize] = None;
         self.ids.give_back(id, now);
         true
     }
 
     /// Whether somebody holds the id.
     pub(crate) fn is_alive(&self, id: u32) -> bool {
-        self.by_id.contains_key(&id)
+        self.get(id).is_some()
+    }
+
+    fn handle(&self, id: u32) -> Handle {
+        Handle { id, generation: self.ids.generation(id) }
     }
 
     /// Every id in use, with its generation and what it stands for.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Handle, &Backend)> {
-        self.by_id
-            .iter()
-            .map(|(&id, entry)| (Handle { id, generation: entry.generation }, &entry.identity.backend))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Handle, &Identity)> {
+        let entries = (0..).zip(&self.by_id);
+        entries.filter_map(|(id, entry)| Some((self.handle(id), &entry.as_ref()?.identity)))
     }
 
-    /// Every id in use, with its generation and what it stands for.
-    pub(crate) fn identities(&self) -> impl Iterator<Item = (Handle, &Identity)> {
-        let handle = |(&id, entry)| {
-            let entry: &Entry = entry;
-            (Handle { id, generation: entry.generation }, &*entry.identity)
-        };
-        self.by_id.iter().map(handle)
+    /// Room for so many more.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        self.index.reserve(more);
+        self.by_id.reserve(more + 1);
+        self.ids.reserve(more);
     }
 
     #[cfg(test)]
@@ -184,14 +182,12 @@ mod tests {
 
     use super::*;
 
-    fn identity(service: &str, last: u8, state: BackendState) -> Identity {
+    const WEB: u32 = 0;
+    const API: u32 = 1;
+
+    fn identity(port: u32, last: u8, state: BackendState) -> Identity {
         Identity {
-            service_port: ServicePortName {
-                namespace: "demo".into(),
-                service: service.into(),
-                port: "".into(),
-            },
-            protocol: Protocol::Tcp,
+            port,
             backend: Backend {
                 address: [10, 0, 0, last].into(),
                 port: 80.try_into().unwrap(),
@@ -205,7 +201,7 @@ mod tests {
     #[test]
     fn frontends_of_one_service_port_share_an_id_until_the_last_one_goes() {
         let mut backends = Backends::new(10);
-        let web = || identity("web", 1, BackendState::Ready);
+        let web = || identity(WEB, 1, BackendState::Ready);
         let (a, new) = backends.acquire(web(), Duration::ZERO).unwrap();
         assert!(new);
         assert_eq!(backends.acquire(web(), Duration::ZERO), Some((a, false)));
@@ -219,17 +215,17 @@ mod tests {
     #[test]
     fn another_service_or_another_state_has_an_id_of_its_own() {
         let mut backends = Backends::new(10);
-        let (a, _) = backends.acquire(identity("web", 1, BackendState::Ready), Duration::ZERO).unwrap();
-        let (b, _) = backends.acquire(identity("api", 1, BackendState::Ready), Duration::ZERO).unwrap();
-        let (c, _) = backends.acquire(identity("web", 1, BackendState::Terminating), Duration::ZERO).unwrap();
+        let (a, _) = backends.acquire(identity(WEB, 1, BackendState::Ready), Duration::ZERO).unwrap();
+        let (b, _) = backends.acquire(identity(API, 1, BackendState::Ready), Duration::ZERO).unwrap();
+        let (c, _) = backends.acquire(identity(WEB, 1, BackendState::Terminating), Duration::ZERO).unwrap();
         assert!(a.id != b.id && a.id != c.id && b.id != c.id);
     }
 
     #[test]
     fn index_0_is_never_used_and_a_full_map_is_no_panic() {
         let mut backends = Backends::new(2);
-        let (a, _) = backends.acquire(identity("web", 1, BackendState::Ready), Duration::ZERO).unwrap();
+        let (a, _) = backends.acquire(identity(WEB, 1, BackendState::Ready), Duration::ZERO).unwrap();
         assert_eq!(a.id, 1);
-        assert_eq!(backends.acquire(identity("web", 2, BackendState::Ready), Duration::ZERO), None);
+        assert_eq!(backends.acquire(identity(WEB, 2, BackendState::Ready), Duration::ZERO), None);
     }
 }

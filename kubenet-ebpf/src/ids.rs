@@ -56,6 +56,16 @@ impl Ids {
         Some(Handle { id, generation: *generation })
     }
 
+    /// How often the id was handed out.
+    pub(crate) fn generation(&self, id: u32) -> u32 {
+        self.generations.get(id as usize).copied().unwrap_or_default()
+    }
+
+    /// Room for so many more.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        self.generations.reserve(more);
+    }
+
     /// Gives an id back. It rests before it is handed out again.
     pub(crate) fn give_back(&mut self, id: u32, now: Now) {
         debug_assert!(id != 0 && (id as usize) < self.generations.len(), "not an id of ours");

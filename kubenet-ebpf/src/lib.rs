@@ -91,6 +91,8 @@ mod decode;
 #[cfg(target_os = "linux")]
 mod ids;
 #[cfg(target_os = "linux")]
+mod index;
+#[cfg(target_os = "linux")]
 mod kernel;
 #[cfg(target_os = "linux")]
 mod layout;
@@ -98,6 +100,8 @@ mod layout;
 mod names;
 #[cfg(target_os = "linux")]
 mod pin;
+#[cfg(target_os = "linux")]
+mod ports;
 #[cfg(target_os = "linux")]
 mod program;
 #[cfg(target_os = "linux")]

@@ -9,26 +9,39 @@ use crate::layout;
 /// Set in an entry's kind when [`Route::on_cluster_ip`].
 const ON_CLUSTER_IP: u8 = 0x80;
 
-/// A route's entry.
-pub(crate) fn encode_name(route: &Route) -> Result<layout::ServiceName, String> {
-    let Route { service_port: name, kind, on_cluster_ip, .. } = route;
-    let ServicePortName { namespace, service, port } = name;
-    let too_long = || {
-        format!(
-            "service port {name}: namespace, name and port name must not be longer than {} bytes together",
-            layout::SERVICE_NAME_TEXT
-        )
-    };
-    let mut kind = match kind {
+/// Whether a route has an entry.
+pub(crate) fn check_name(route: &Route) -> Result<(), String> {
+    let ServicePortName { namespace, service, port } = &route.service_port;
+    if namespace.len() + service.len() + port.len() > layout::SERVICE_NAME_TEXT {
+        return Err(too_long(&route.service_port));
+    }
+    kind(route).map(drop)
+}
+
+fn too_long(name: &ServicePortName) -> String {
+    format!(
+        "service port {name}: namespace, name and port name must not be longer than {} bytes together",
+        layout::SERVICE_NAME_TEXT
+    )
+}
+
+fn kind(Route { kind, on_cluster_ip, .. }: &Route) -> Result<u8, String> {
+    let number = match kind {
         FrontendKind::ClusterIp => 0,
         FrontendKind::NodePort => 1,
         FrontendKind::ExternalIp => 2,
         FrontendKind::LoadBalancer => 3,
         _ => return Err(format!("frontends of kind {kind:?} are not supported by this datapath")),
     };
-    if *on_cluster_ip {
-        kind |= ON_CLUSTER_IP;
-    }
+    Ok(if *on_cluster_ip { number | ON_CLUSTER_IP } else { number })
+}
+
+/// A route's entry.
+pub(crate) fn encode_name(route: &Route) -> Result<layout::ServiceName, String> {
+    let name = &route.service_port;
+    let ServicePortName { namespace, service, port } = name;
+    let too_long = || too_long(name);
+    let kind = kind(route)?;
     let mut text = [0; layout::SERVICE_NAME_TEXT];
     let mut at = 0;
     let mut lengths = [0u8; 3];

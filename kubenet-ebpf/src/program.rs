@@ -113,6 +113,7 @@ fn write_all(
     let mut full = Vec::new();
     let mut retired = Vec::new();
     let mut new_ips = Vec::new();
+    state.expect(&routes);
     for routes in routes.chunks(TOGETHER) {
         let mut staged: Vec<Staged> = Vec::with_capacity(routes.len());
         for route in routes {

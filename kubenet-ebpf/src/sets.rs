@@ -64,6 +64,11 @@ impl Listed {
         words.extend(key.members.iter().map(|member| u32::from(member.weight.get())));
         Self { key, picks, words }
     }
+
+    fn ids(&self) -> &[u32] {
+        let first = self.picks as usize + 1;
+        self.words.get(first..first + self.key.members.len()).unwrap_or_default()
+    }
 }
 
 /// Whose the slots are that flows pick from.
@@ -111,20 +116,58 @@ fn by_weight(members: &[Member]) -> Vec<u32> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Set {
     pub(crate) range: Range,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
     /// Each backend once, in order.
-    pub(crate) ids: Vec<u32>,
-    listed: Option<Arc<Listed>>,
+    Plain(Box<[u32]>),
+    Listed(Arc<Listed>),
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Content::Plain(Box::default())
+    }
 }
 
 impl Set {
+    /// These backends, for which there is no room yet.
+    pub(crate) fn of(mut ids: Vec<u32>) -> Self {
+        ids.sort_unstable();
+        Self { range: Range::default(), content: Content::Plain(ids.into()) }
+    }
+
     /// How many slots flows pick from: the first ones of the range.
     pub(crate) fn picks(&self) -> u32 {
-        self.listed.as_ref().map_or(self.range.count, |listed| listed.picks)
+        match &self.content {
+            Content::Plain(_) => self.range.count,
+            Content::Listed(listed) => listed.picks,
+        }
     }
 
     /// What the slots hold.
     pub(crate) fn words(&self) -> &[u32] {
-        self.listed.as_ref().map_or(&self.ids, |listed| &listed.words)
+        match &self.content {
+            Content::Plain(ids) => ids,
+            Content::Listed(listed) => &listed.words,
+        }
+    }
+
+    /// Each backend once, in order.
+    pub(crate) fn ids(&self) -> &[u32] {
+        match &self.content {
+            Content::Plain(ids) => ids,
+            Content::Listed(listed) => listed.ids(),
+        }
+    }
+
+    fn listed(&self) -> Option<&Arc<Listed>> {
+        match &self.content {
+            Content::Plain(_) => None,
+            Content::Listed(listed) => Some(listed),
+        }
     }
 }
 
@@ -150,8 +193,7 @@ impl Sets {
 
     /// Room for the backends of the set, one slot each.
     pub(crate) fn take(&mut self, set: &mut Set, now: Now) -> Result<(), NoSlots> {
-        set.ids.sort_unstable();
-        set.range = self.slots.take(length(&set.ids), now)?;
+        set.range = self.slots.take(length(set.ids()), now)?;
         Ok(())
     }
 
@@ -162,7 +204,6 @@ impl Sets {
         (family, algorithm, mut members): (IpFamily, Algorithm, Vec<Member>),
         now: Now,
     ) -> Result<(), NoSlots> {
-        set.ids.sort_unstable();
         members.sort_unstable();
         if members.is_empty() {
             return Ok(());
@@ -170,12 +211,12 @@ impl Sets {
         let key = Key { family, algorithm, members };
         if let Some(shared) = self.shared.get_mut(&key) {
             shared.references += 1;
-            (set.range, set.listed) = (shared.range, Some(Arc::clone(&shared.listed)));
+            *set = Set { range: shared.range, content: Content::Listed(Arc::clone(&shared.listed)) };
             return Ok(());
         }
         let listed = Arc::new(Listed::new(key.clone()));
         let range = self.slots.take(length(&listed.words), now)?;
-        (set.range, set.listed) = (range, Some(Arc::clone(&listed)));
+        *set = Set { range, content: Content::Listed(Arc::clone(&listed)) };
         self.shared.insert(key, Shared { listed, range, references: 1 });
         Ok(())
     }
@@ -188,16 +229,19 @@ impl Sets {
         is_listed: bool,
     ) -> Option<Set> {
         members.sort_unstable();
-        let ids = members.iter().map(|member| member.id).collect();
+        let plain = |range| {
+            let ids = members.iter().map(|member| member.id);
+            Set { range, content: Content::Plain(ids.collect()) }
+        };
         if range.count == 0 {
-            return Some(Set { ids, ..Set::default() });
+            return Some(plain(range));
         }
+        let plain = (!is_listed).then(|| plain(range));
         let key = Key { family, algorithm, members };
         if is_listed && let Some(shared) = self.shared.get_mut(&key) {
-            let listed = Some(Arc::clone(&shared.listed));
             return (shared.range == range).then(|| {
                 shared.references += 1;
-                Set { range, ids, listed }
+                Set { range, content: Content::Listed(Arc::clone(&shared.listed)) }
             });
         }
         let parts = self.slots.take_free_parts(range);
@@ -205,18 +249,18 @@ impl Sets {
             parts.into_iter().for_each(|part| self.slots.untake(part));
             return None;
         }
-        if !is_listed {
-            return Some(Set { range, ids, listed: None });
+        if plain.is_some() {
+            return plain;
         }
         let listed = Arc::new(Listed::new(key.clone()));
-        let set = Set { range, ids, listed: Some(Arc::clone(&listed)) };
+        let set = Set { range, content: Content::Listed(Arc::clone(&listed)) };
         self.shared.insert(key, Shared { listed, range, references: 1 });
         Some(set)
     }
 
     /// Undoes [`Sets::adopt`].
     pub(crate) fn unadopt(&mut self, set: &Set) {
-        if let Some(listed) = &set.listed {
+        if let Some(listed) = set.listed() {
             if let Some(shared) = self.shared.get_mut(&listed.key) {
                 shared.references -= 1;
                 if shared.references > 0 {
@@ -240,7 +284,7 @@ impl Sets {
 
     /// Gives the room of a set back.
     pub(crate) fn give_back(&mut self, set: &Set, now: Now) {
-        if let Some(listed) = &set.listed {
+        if let Some(listed) = set.listed() {
             let Some(shared) = self.shared.get_mut(&listed.key) else {
                 debug_assert!(false, "return of slots that nobody holds");
                 return;
@@ -331,8 +375,9 @@ mod tests {
     fn equal_sets_share_their_slots_until_the_last_one_goes() {
         let mut sets = Sets::new(20_000);
         let take = |sets: &mut Sets, weights: &[u16], now| {
-            let mut set = Set::default();
-            let content = (IpFamily::V4, Algorithm::Maglev, members(weights));
+            let members = members(weights);
+            let mut set = Set::of(members.iter().map(|member| member.id).collect());
+            let content = (IpFamily::V4, Algorithm::Maglev, members);
             sets.take_listed(&mut set, content, now).map(|()| set)
         };
         let one = take(&mut sets, &[1, 1], Duration::ZERO).unwrap();
@@ -340,6 +385,7 @@ mod tests {
         assert_eq!((one.range, one.picks()), (two.range, 16_384));
         assert_eq!(one.words().len(), one.range.count as usize);
         assert_eq!(one.words()[16_384..], [2, 1, 2, 1, 1]);
+        assert_eq!(one.ids(), [1, 2]);
         sets.give_back(&one, Duration::ZERO);
         assert!(take(&mut sets, &[1, 2], REST).is_err(), "still in use");
         sets.give_back(&two, REST);

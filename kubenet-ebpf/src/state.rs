@@ -1,16 +1,18 @@
 //! What is programmed, and what has to be written to get somewhere else. Pure: no system call is made here.
 
 mod adopt;
+mod cluster_ips;
+mod routes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     net::IpAddr,
-    num::NonZeroU16,
     sync::Arc,
 };
 
 use ipnet::IpNet;
 use kubenet_core::{
+    datapath::BackendName,
     model::{Affinity, Algorithm, IpFamily, Protocol},
     route::{
         Backend, Frontend, FrontendAddress, NodeRouting, Revision, Route, RouteTable, Target, WhenEmpty,
@@ -23,13 +25,15 @@ use crate::{
     backends::{Backends, Identity},
     ids::{Handle, Ids},
     layout,
-    names::encode_name,
+    names::check_name,
+    ports::Ports,
     refused::Refused,
     rest::Now,
     sets::{Member, Set, Sets, is_listed},
 };
 
 pub(crate) use self::adopt::{Leftovers, unused_sources};
+use self::{cluster_ips::ClusterIps, routes::Routes};
 
 /// One value for each address family.
 #[derive(Clone, Debug, Default)]
@@ -59,17 +63,19 @@ impl<T> PerFamily<T> {
 pub(crate) struct Programmed {
     pub(crate) route: Arc<Route>,
     pub(crate) id: u32,
+    /// The number of its Service's port.
+    pub(crate) port: u32,
     /// The id of its clients' choices; 0: they have none.
     pub(crate) affinity: u32,
     pub(crate) internal: Set,
     /// `None`: the same as `internal`.
-    pub(crate) external: Option<Set>,
+    pub(crate) external: Option<Box<Set>>,
 }
 
 impl Programmed {
     /// The entry of `services`.
     pub(crate) fn service(&self) -> layout::Service {
-        let external = self.external.as_ref().unwrap_or(&self.internal);
+        let external = self.external.as_deref().unwrap_or(&self.internal);
         let Route { masquerade, internal: inside, external: outside, frontend, .. } = &*self.route;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         layout::Service {
@@ -94,11 +100,11 @@ impl Programmed {
     }
 
     fn ids(&self) -> impl Iterator<Item = u32> {
-        self.sets().flat_map(|set| set.ids.iter().copied())
+        self.sets().flat_map(|set| set.ids().iter().copied())
     }
 
-    fn sets(&self) -> impl Iterator<Item = &Set> {
-        std::iter::once(&self.internal).chain(&self.external)
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &Set> {
+        std::iter::once(&self.internal).chain(self.external.as_deref())
     }
 }
 
@@ -144,25 +150,18 @@ pub(crate) struct StaleFlows {
     pub(crate) backend: u32,
 }
 
-/// A cluster IP, with the number of routes on it.
-#[derive(Debug, Default)]
-struct ClusterIp {
-    references: u32,
-    /// It stands in the map.
-    written: bool,
-}
-
 /// What is programmed.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) revision: Revision,
     pub(crate) node: Arc<NodeRouting>,
-    routes: BTreeMap<Frontend, Programmed>,
+    routes: Routes,
+    ports: Ports,
     backends: PerFamily<Backends>,
     ids: Ids,
     sets: Sets,
     affinities: Affinities,
-    cluster_ips: HashMap<IpAddr, ClusterIp>,
+    cluster_ips: ClusterIps,
     /// How many source ranges are written.
     sources: PerFamily<usize>,
     sizes: MapSizes,
@@ -174,12 +173,13 @@ impl State {
         Self {
             revision: Revision::default(),
             node: Arc::default(),
-            routes: BTreeMap::new(),
+            routes: Routes::default(),
+            ports: Ports::default(),
             backends: PerFamily { v4: Backends::new(sizes.backends4), v6: Backends::new(sizes.backends6) },
             ids: Ids::up_to(sizes.service_names()),
             sets: Sets::new(sizes.slots),
             affinities: Affinities::new(sizes.service_names()),
-            cluster_ips: HashMap::new(),
+            cluster_ips: ClusterIps::default(),
             sources: PerFamily::default(),
             sizes,
         }
@@ -196,18 +196,30 @@ impl State {
     }
 
     pub(crate) fn routes(&self) -> impl Iterator<Item = &Programmed> {
-        self.routes.values()
+        self.routes.iter()
     }
 
-    /// The routes on one address.
-    pub(crate) fn on_address(&self, address: IpAddr) -> impl Iterator<Item = &Programmed> {
-        let at = FrontendAddress::Ip(address);
-        let first = Frontend { address: at, protocol: Protocol::Tcp, port: NonZeroU16::MIN };
-        self.routes.range(first..).take_while(move |(f, _)| f.address == at).map(|(_, p)| p)
+    /// Whether a route is on this address that is not there on a cluster IP.
+    pub(crate) fn has_other(&self, address: IpAddr) -> bool {
+        self.routes.has_other(address)
     }
 
     pub(crate) fn backends(&self, family: IpFamily) -> &Backends {
         self.backends.get(family)
+    }
+
+    /// Every backend id of a family that is in use, and under which name it is counted.
+    pub(crate) fn backend_names(&self, family: IpFamily) -> impl Iterator<Item = (u32, BackendName)> {
+        self.backends(family).iter().filter_map(|(handle, Identity { port, backend })| {
+            let (service_port, protocol) = self.ports.get(*port)?;
+            let address = backend.socket_addr();
+            Some((handle.id, BackendName { service_port: service_port.clone(), protocol, address }))
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn ports(&self) -> usize {
+        self.ports.in_use()
     }
 
     #[cfg(test)]
@@ -218,8 +230,31 @@ impl State {
     /// The routes to write and the frontends to remove to get to `table`.
     pub(crate) fn diff(&self, table: &RouteTable) -> (Vec<Arc<Route>>, Vec<Frontend>) {
         let upserts = table.routes().filter(|route| !self.has(route)).map(Arc::clone).collect();
-        let removals = self.routes.keys().filter(|f| table.get(f).is_none()).copied().collect();
+        let frontends = self.routes.iter().map(|programmed| programmed.route.frontend);
+        let removals = frontends.filter(|frontend| table.get(frontend).is_none()).collect();
         (upserts, removals)
+    }
+
+    /// Room for many routes at once: what grows step by step ends up larger than it must.
+    pub(crate) fn expect(&mut self, routes: &[Arc<Route>]) {
+        if !self.routes.is_empty() {
+            return;
+        }
+        self.routes.reserve(routes.len());
+        self.ids.reserve(routes.len());
+        for family in IpFamily::ALL {
+            let of_family = routes.iter().filter(|route| route.frontend.family() == family);
+            let most = of_family.map(|route| route.internal.backends.len()).sum::<usize>();
+            let size = self.size_of_backends(family) as usize;
+            self.backends.get_mut(family).reserve(most.min(size));
+        }
+    }
+
+    fn size_of_backends(&self, family: IpFamily) -> u32 {
+        match family {
+            IpFamily::V4 => self.sizes.backends4,
+            IpFamily::V6 => self.sizes.backends6,
+        }
     }
 
     /// Reserves what a route needs. Reserves nothing on error.
@@ -239,9 +274,10 @@ impl State {
             programmed: Programmed {
                 route: Arc::clone(route),
                 id,
+                port: self.ports.acquire(route),
                 affinity: 0,
                 internal: Set::default(),
-                external: (route.internal.backends != route.external.backends).then(Set::default),
+                external: (route.internal.backends != route.external.backends).then(Box::default),
             },
             new_backends: Vec::new(),
             new_name,
@@ -260,35 +296,36 @@ impl State {
     fn fill(&mut self, staged: &mut Staged, now: Now) -> Result<(), Refused> {
         let route = Arc::clone(&staged.programmed.route);
         if let Some(ip) = cluster_ip(&route) {
-            self.cluster_ips.entry(ip).or_default().references += 1;
+            self.cluster_ips.acquire(ip);
         }
-        staged.programmed.affinity =
-            self.affinities.acquire(&route, now).ok_or(Refused::Ids(self.sizes.service_names()))?;
+        let Staged { programmed, new_backends, .. } = &mut *staged;
+        let affinity = self.affinities.acquire(&route, programmed.port, now);
+        programmed.affinity = affinity.ok_or(Refused::Ids(self.sizes.service_names()))?;
         let family = route.frontend.family();
-        let size = match family {
-            IpFamily::V4 => self.sizes.backends4,
-            IpFamily::V6 => self.sizes.backends6,
-        };
-        let sets = [(&route.internal, Some(&mut staged.programmed.internal))]
+        let size = self.size_of_backends(family);
+        let listed = is_listed(&route);
+        let sets = [(&route.internal, Some(&mut programmed.internal))]
             .into_iter()
-            .chain([(&route.external, staged.programmed.external.as_mut())]);
+            .chain([(&route.external, programmed.external.as_deref_mut())]);
         for (target, set) in sets {
             let Some(set) = set else { continue };
-            let mut members = Vec::with_capacity(target.backends.len());
+            let mut ids = Vec::with_capacity(target.backends.len());
+            let mut members = Vec::with_capacity(if listed { target.backends.len() } else { 0 });
             for backend in &*target.backends {
-                let identity = Identity::new(&route, backend);
-                let (handle, new) = self
-                    .backends
-                    .get_mut(family)
-                    .acquire(identity, now)
-                    .ok_or(Refused::Backends(family, size.saturating_sub(1)))?;
-                set.ids.push(handle.id);
-                members.push(Member::new(handle.id, backend));
+                let identity = Identity::new(programmed.port, backend);
+                let Some((handle, new)) = self.backends.get_mut(family).acquire(identity, now) else { break };
+                ids.push(handle.id);
+                members.extend(listed.then(|| Member::new(handle.id, backend)));
                 if new {
-                    staged.new_backends.push((handle, *backend));
+                    new_backends.push((handle, *backend));
                 }
             }
-            let taken = if is_listed(&route) {
+            let complete = ids.len() == target.backends.len();
+            *set = Set::of(ids);
+            if !complete {
+                return Err(Refused::Backends(family, size.saturating_sub(1)));
+            }
+            let taken = if listed {
                 self.sets.take_listed(set, (family, route.algorithm, members), now)
             } else {
                 self.sets.take(set, now)
@@ -335,7 +372,7 @@ impl State {
             _ => HashSet::new(),
         };
         let new = Arc::clone(&staged.programmed.route);
-        let Some(old) = self.routes.insert(frontend, staged.programmed) else { return Vec::new() };
+        let Some(old) = self.routes.insert(staged.programmed) else { return Vec::new() };
         let same_id = old.id == id;
         let mut retired = self.release(&old, same_id, now);
         let kept = if same_id { source_ranges(&new) } else { &[] };
@@ -377,22 +414,17 @@ impl State {
         let family = programmed.route.frontend.family();
         let mut retired = Vec::new();
         for set in programmed.sets() {
-            for &id in &set.ids {
+            for &id in set.ids() {
                 if self.backends.get_mut(family).release(id, now) {
                     retired.push(Retired::Backend(family, id));
                 }
             }
             self.sets.give_back(set, now);
         }
-        self.affinities.release(&programmed.route, programmed.affinity, now);
-        if let Some(ip) = cluster_ip(&programmed.route)
-            && let Some(entry) = self.cluster_ips.get_mut(&ip)
-        {
-            entry.references -= 1;
-            if entry.references == 0 {
-                self.cluster_ips.remove(&ip);
-                retired.push(Retired::ClusterIp(ip));
-            }
+        self.affinities.release(programmed.port, programmed.affinity, now);
+        self.ports.release(programmed.port);
+        if let Some(ip) = cluster_ip(&programmed.route).filter(|ip| self.cluster_ips.release(*ip)) {
+            retired.push(Retired::ClusterIp(ip));
         }
         if !keep_id {
             self.ids.give_back(programmed.id, now);
@@ -403,14 +435,12 @@ impl State {
 
     /// Whether the map has this cluster IP.
     pub(crate) fn is_written(&self, cluster_ip: IpAddr) -> bool {
-        self.cluster_ips.get(&cluster_ip).is_some_and(|entry| entry.written)
+        self.cluster_ips.is_written(cluster_ip)
     }
 
     /// The map has this cluster IP from now on, or no more.
     pub(crate) fn set_written(&mut self, cluster_ip: IpAddr, written: bool) {
-        if let Some(entry) = self.cluster_ips.get_mut(&cluster_ip) {
-            entry.written = written;
-        }
+        self.cluster_ips.set_written(cluster_ip, written);
     }
 
     /// Whether a grace period would free something.
@@ -476,5 +506,5 @@ fn check(route: &Route) -> Result<(), String> {
     if !matches!(route.algorithm, Algorithm::Random | Algorithm::Maglev) {
         return Err(format!("the algorithm {} is not supported by this datapath", route.algorithm));
     }
-    encode_name(route).map(drop)
+    check_name(route)
 }

@@ -44,7 +44,7 @@ impl Engine {
     /// Afterwards: forgets those of them on which nothing is left.
     pub(super) fn leave_addresses(&mut self, addresses: HashSet<IpAddr>) {
         for ip in addresses {
-            if !self.state.on_address(ip).any(|programmed| address(&programmed.route).is_some()) {
+            if !self.state.has_other(ip) {
                 let removed = self.maps.remove_address(ip);
                 warn(ip, removed);
             }

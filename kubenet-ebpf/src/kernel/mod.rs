@@ -187,9 +187,8 @@ impl Engine {
             counters.routes.insert(programmed.route.frontend, self.maps.traffic.numbers(programmed.id));
         }
         for family in IpFamily::ALL {
-            for (handle, identity) in self.state.backends(family).identities() {
-                let traffic = self.maps.backend_traffic(family, handle.id);
-                *counters.backends.entry(identity.name()).or_default() += traffic;
+            for (id, name) in self.state.backend_names(family) {
+                *counters.backends.entry(name).or_default() += self.maps.backend_traffic(family, id);
             }
         }
         counters

@@ -24,16 +24,15 @@ impl Engine {
     /// change nothing that a packet can see.
     pub(super) fn repair(&mut self) -> Result<(), DatapathError> {
         for family in IpFamily::ALL {
-            for (handle, backend) in self.state.backends(family).iter() {
-                self.maps.write_backend(family, handle, backend);
+            for (handle, identity) in self.state.backends(family).iter() {
+                self.maps.write_backend(family, handle, &identity.backend);
             }
         }
         let mut strangers = Vec::new();
         let services: HashMap<_, _> = self.maps.services(&mut strangers)?.into_iter().collect();
         let names = self.maps.names()?;
         for programmed in self.state.routes() {
-            let sets = [Some(&programmed.internal), programmed.external.as_ref()];
-            for set in sets.into_iter().flatten() {
+            for set in programmed.sets() {
                 self.maps.write_slots(set.range.base, set.words());
             }
         }

@@ -178,7 +178,7 @@ fn what_somebody_changed_is_found_and_put_right() {
             "a dead backend",
             false,
             Box::new({
-                let id = first.internal.ids[0];
+                let id = first.internal.ids()[0];
                 move |e| e.maps.kill_backend(IpFamily::V4, id)
             }),
         ),

@@ -9,8 +9,8 @@ use kubenet_core::{
     maglev,
     model::{Affinity, Algorithm, Protocol},
     route::{
-        BackendState, FrontendKind, Masquerade, NodeRouting, Revision, RouteTable, ServicePortName,
-        SourceRanges, Target, WhenEmpty,
+        BackendState, FrontendAddress, FrontendKind, Masquerade, NodeRouting, Revision, RouteTable,
+        ServicePortName, SourceRanges, Target, WhenEmpty,
     },
 };
 use proptest::prelude::*;
@@ -108,6 +108,7 @@ fn view_of(route: &Route) -> (Seen, Seen, u32, BTreeSet<IpNet>) {
     let programmed = crate::state::Programmed {
         route: Arc::new(route.clone()),
         id: 1,
+        port: 0,
         affinity: 0,
         internal: Default::default(),
         external: None,
@@ -139,11 +140,11 @@ fn check(state: &State, memory: &Memory) {
     for family in IpFamily::ALL {
         let alive = memory.backends.iter().filter(|((f, _), (_, _, alive))| *f == family && *alive).count();
         assert_eq!(alive, state.backends(family).in_use() as usize, "no backend leaks");
-        for (handle, backend) in state.backends(family).iter() {
+        for (handle, identity) in state.backends(family).iter() {
             let (known, written, alive) = memory.backends[&(family, handle.id)];
             assert_eq!(
                 (known, Backend { weight: NonZeroU16::MIN, ..written }, alive),
-                (handle, *backend, true)
+                (handle, identity.backend, true)
             );
         }
     }
@@ -160,7 +161,18 @@ fn check(state: &State, memory: &Memory) {
     assert_eq!(by_port.values().collect::<BTreeSet<_>>().len(), by_port.len());
     assert!(by_port.values().all(|id| *id != 0));
     assert_eq!(by_port.len(), state.affinities() as usize, "no id leaks");
+    let ports: HashSet<_> =
+        state.routes().map(|p| (&p.route.service_port, p.route.frontend.protocol)).collect();
+    assert_eq!(ports.len(), state.ports(), "no port leaks");
     assert_eq!(memory.names.len(), memory.services.len(), "one name for each service");
+    for p in state.routes() {
+        if let FrontendAddress::Ip(address) = p.route.frontend.address {
+            let on_it =
+                state.routes().filter(|other| other.route.frontend.address == p.route.frontend.address);
+            let any = on_it.filter(|other| !other.route.on_cluster_ip).count() > 0;
+            assert_eq!(state.has_other(address), any);
+        }
+    }
     let sources: BTreeSet<(u32, IpNet)> = state
         .routes()
         .flat_map(|p| crate::state::source_ranges(&p.route).iter().map(|cidr| (p.id, *cidr)))

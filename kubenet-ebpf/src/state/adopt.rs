@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -21,7 +22,7 @@ use crate::{
     MapSizes,
     backends::Identity,
     decode::{Arrays, Decoded, Snapshot},
-    ids::{Handle, Ids},
+    ids::Ids,
     layout::{SVC_LISTED, Service},
     rest::Now,
     sets::Set,
@@ -77,9 +78,9 @@ impl State {
                 leftovers.strays.insert(*frontend, *service);
             }
         }
-        for (ip, entry) in &mut state.cluster_ips {
-            entry.written = snapshot.cluster_ips.contains(ip);
-        }
+        let known: Vec<IpAddr> =
+            state.cluster_ips.addresses().filter(|ip| snapshot.cluster_ips.contains(ip)).collect();
+        known.into_iter().for_each(|ip| state.cluster_ips.set_written(ip, true));
         state.reserve(&mut leftovers, snapshot, arrays, &used);
         (state, leftovers)
     }
@@ -92,6 +93,22 @@ impl State {
         arrays: &dyn Arrays,
         used: &mut BTreeSet<u32>,
     ) -> Result<(), &'static str> {
+        let port = self.ports.acquire(&decoded.route);
+        let adopted = self.adopt_on(port, &decoded, service, arrays, used);
+        if adopted.is_err() {
+            self.ports.release(port);
+        }
+        adopted
+    }
+
+    fn adopt_on(
+        &mut self,
+        port: u32,
+        decoded: &Decoded,
+        service: &Service,
+        arrays: &dyn Arrays,
+        used: &mut BTreeSet<u32>,
+    ) -> Result<(), &'static str> {
         let route = &decoded.route;
         let family = route.frontend.family();
         check(route).map_err(|_| "no route may be like that")?;
@@ -99,14 +116,15 @@ impl State {
             return Err("its id is another's");
         }
         if service.affinity > self.sizes.service_names()
-            || (service.affinity != 0 && !self.affinities.may_adopt(route, service.affinity))
+            || (service.affinity != 0 && !self.affinities.may_adopt(port, service.affinity))
         {
             return Err("the id of its clients' choices is another's");
         }
-        let backends = self.identities(&decoded, arrays)?;
+        let backends = self.identities(port, decoded, arrays)?;
         let mut programmed = Programmed {
             route: Arc::new(decoded.route.clone()),
             id: service.id,
+            port,
             affinity: service.affinity,
             internal: Set::default(),
             external: None,
@@ -122,35 +140,36 @@ impl State {
         let complete = sets.len() == decoded.sets().count();
         let mut taken = sets.iter().cloned();
         programmed.internal = taken.next().unwrap_or_default();
-        programmed.external = taken.next();
+        programmed.external = taken.next().map(Box::new);
         // Nothing that this library would not have written.
         if !complete || programmed.service() != *service {
             sets.iter().rev().for_each(|set| self.sets.unadopt(set));
             return Err(if complete { "it has flags that are not known" } else { "its slots are another's" });
         }
-        for id in sets.iter().flat_map(|set| &set.ids) {
-            if let Some((handle, identity)) = backends.get(id) {
-                self.backends.get_mut(family).adopt(*handle, identity.clone());
+        for id in sets.iter().flat_map(Set::ids) {
+            if let Some(identity) = backends.get(id) {
+                self.backends.get_mut(family).adopt(*id, *identity);
             }
         }
         if service.affinity != 0 {
-            self.affinities.adopt(route, service.affinity);
+            self.affinities.adopt(port, service.affinity);
         }
         used.insert(service.id);
         if let Some(ip) = cluster_ip(route) {
-            self.cluster_ips.entry(ip).or_default().references += 1;
+            self.cluster_ips.acquire(ip);
         }
         *self.sources.get_mut(family) += source_ranges(route).len();
-        self.routes.insert(route.frontend, programmed);
+        self.routes.insert(programmed);
         Ok(())
     }
 
     /// What the backends' ids stand for.
     fn identities(
         &self,
+        port: u32,
         decoded: &Decoded,
         arrays: &dyn Arrays,
-    ) -> Result<HashMap<u32, (Handle, Identity)>, &'static str> {
+    ) -> Result<HashMap<u32, Identity>, &'static str> {
         const SHARED: &str = "an id of its backends is another's";
         let family = decoded.route.frontend.family();
         let mut by_id = HashMap::new();
@@ -164,12 +183,12 @@ impl State {
                 let id = member.id;
                 let entry =
                     arrays.backend(family, id).filter(|entry| entry.alive).ok_or("a backend is gone")?;
-                let identity = Identity::new(&decoded.route, &entry.backend);
-                let is_first = identities.insert(identity.clone(), id).is_none_or(|other| other == id);
+                let identity = Identity::new(port, &entry.backend);
+                let is_first = identities.insert(identity, id).is_none_or(|other| other == id);
                 if !is_first || !ids.insert(id) || !self.backends(family).may_adopt(id, &identity) {
                     return Err(SHARED);
                 }
-                by_id.insert(id, (Handle { id, generation: entry.generation }, identity));
+                by_id.insert(id, identity);
             }
         }
         Ok(by_id)
