@@ -11,7 +11,10 @@ use futures::{FutureExt, StreamExt, executor::block_on};
 use kubenet_core::{
     datapath::{Close, Datapath, DatapathEvent, DatapathExt, ErrorKind},
     model::{IpFamily, LocalDetector},
-    route::{Backend, BackendState, FrontendAddress, NodeRouting, Revision, Route, RouteTable, WhenEmpty},
+    route::{
+        Backend, BackendState, FrontendAddress, NodeRouting, Revision, Route, RouteTable, SourceRanges,
+        WhenEmpty,
+    },
 };
 use kubenet_ebpf::{EbpfDatapath, MapSizes, Metric, probe};
 use kubenet_testkit::lab::{LabConfig, Node};
@@ -115,6 +118,76 @@ fn a_full_map_fails_one_route_by_name_and_serves_the_others() {
     let fits = table(&lab, 2, routes.into_iter().filter(|r| r.frontend != removed));
     assert_eq!(replace(&datapath, &fits).upserted, 1);
     assert!(block_on(datapath.drift(&fits)).unwrap().is_none());
+}
+
+#[test]
+fn each_map_that_gets_full_is_named_with_its_size_and_its_setting() {
+    let Some(lab) = lab(config()) else { return };
+    type Shrink = fn(&mut MapSizes);
+    let cases: [(Shrink, IpFamily, &str, &str, u32); 7] = [
+        (|sizes| sizes.services = 1, IpFamily::V4, "services4", "services", 1),
+        (|sizes| sizes.services = 1, IpFamily::V6, "services6", "services", 1),
+        (|sizes| sizes.slots = 3, IpFamily::V4, "slots", "slots", 3),
+        // The first place is nobody's.
+        (|sizes| sizes.backends4 = 4, IpFamily::V4, "backends4", "backends4", 3),
+        (|sizes| sizes.backends6 = 4, IpFamily::V6, "backends6", "backends6", 3),
+        (|sizes| sizes.source_ranges = 1, IpFamily::V4, "source_ranges4", "source_ranges", 1),
+        (|sizes| sizes.source_ranges = 1, IpFamily::V6, "source_ranges6", "source_ranges", 1),
+    ];
+    for (shrink, family, map, setting, size) in cases {
+        if !lab.families().contains(&family) {
+            continue;
+        }
+        let mut sizes = MapSizes::default();
+        shrink(&mut sizes);
+        let datapath = builder(&lab).map_sizes(sizes).build().unwrap();
+        let both: Vec<Arc<Route>> = [1, 2]
+            .map(|number| {
+                let mut route = Route::clone(&on_cluster_ip(&lab, family, number, &["here", "there"])[0]);
+                let from = if family == IpFamily::V4 { "192.0.2.0/24" } else { "2001:db8::/32" };
+                route.source_ranges =
+                    Some(Arc::new(SourceRanges { cidrs: vec![from.parse().unwrap()], node: false }));
+                Arc::new(route)
+            })
+            .into();
+        let report = block_on(datapath.replace(table(&lab, 1, both.clone()))).unwrap();
+        let [failed] = &report.failed[..] else { panic!("{map}: {:?}", report.failed) };
+        assert_eq!((report.upserted, failed.error.kind()), (1, ErrorKind::Capacity), "{map}");
+        let message = failed.error.to_string();
+        for part in [format!("map {map} is full"), format!("MapSizes::{setting}"), format!(" {size} ")] {
+            assert!(message.contains(&part), "no {part:?} in {message}");
+        }
+        let served = both.into_iter().filter(|route| route.frontend != failed.frontend);
+        assert!(block_on(datapath.drift(&table(&lab, 1, served))).unwrap().is_none(), "{map}: one is served");
+    }
+}
+
+#[test]
+fn facts_for_which_there_is_no_room_are_refused_before_anything_changes() {
+    let Some(lab) = lab(config()) else { return };
+    let mut sizes = MapSizes::default();
+    (sizes.node_addresses, sizes.pod_cidrs) = (4, 4);
+    let datapath = builder(&lab).map_sizes(sizes).build().unwrap();
+    let routes = on_cluster_ip(&lab, IpFamily::V4, 1, &["here"]);
+    let before = table(&lab, 1, routes.clone());
+    replace(&datapath, &before);
+    let mut many_addresses = NodeRouting::clone(before.node());
+    many_addresses.addresses = (1..6).map(|last| [10, 89, 7, last].into()).collect();
+    let mut many_cidrs = NodeRouting::clone(before.node());
+    let cidrs = (1..6).map(|third| format!("10.244.{third}.0/24").parse().unwrap());
+    many_cidrs.local_detector = LocalDetector::Cidrs(cidrs.collect());
+    let cases = [(many_addresses, "node_addrs4", "node_addresses"), (many_cidrs, "pod_cidrs4", "pod_cidrs")];
+    for (facts, map, setting) in cases {
+        let after = RouteTable::new(Revision(2), Arc::new(facts), []);
+        let error = block_on(datapath.replace(Arc::new(after))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Capacity);
+        let message = error.to_string();
+        for part in [map, &format!("MapSizes::{setting}"), " 4 "] {
+            assert!(message.contains(part), "no {part:?} in {message}");
+        }
+        let read = block_on(datapath.read()).unwrap();
+        assert!(read.same_routes(&before) && read.node() == before.node(), "{map}: as before");
+    }
 }
 
 #[test]

@@ -390,7 +390,8 @@ impl Maps {
         };
         let (kind, message) = match errno.map(Errno::from_raw) {
             Some(Errno::E2BIG | Errno::ENOSPC) => {
-                (ErrorKind::Capacity, format!("map {map} is full: raise MapSizes::{setting}"))
+                let size = self.size(map).map_or(String::new(), |size| format!("it holds {size} entries: "));
+                (ErrorKind::Capacity, format!("map {map} is full: {size}raise MapSizes::{setting}"))
             }
             Some(Errno::ENOMEM) => {
                 (ErrorKind::Unavailable, format!("the kernel has no memory for another entry of map {map}"))
@@ -401,6 +402,21 @@ impl Maps {
             _ => (ErrorKind::Internal, format!("map {map}: a call failed")),
         };
         caused(self.operation, kind, message, error)
+    }
+
+    /// How many entries one of the maps holds that can get full.
+    fn size(&self, map: &str) -> Option<u32> {
+        let map = match map {
+            "services4" => self.v4.services.map(),
+            "services6" => self.v6.services.map(),
+            "cluster_ips4" => self.v4.cluster_ips.map(),
+            "cluster_ips6" => self.v6.cluster_ips.map(),
+            "source_ranges4" => self.v4.source_ranges.map(),
+            "source_ranges6" => self.v6.source_ranges.map(),
+            "service_names" => self.names.map(),
+            _ => return None,
+        };
+        map.info().ok().map(|info| info.max_entries())
     }
 
     pub(crate) fn unreadable(&self, map: &str, error: io::Error) -> DatapathError {
