@@ -4,7 +4,7 @@ use std::fs;
 
 use aya::maps::{HashMap, MapData};
 use kubenet_core::datapath::{Close, Datapath, ErrorKind};
-use kubenet_ebpf::{EbpfBuilder, MapSizes, remove_pins};
+use kubenet_ebpf::{EbpfBuilder, MapSizes, Metric, remove_pins};
 
 use super::{support::bpffs::maps_in, *};
 
@@ -65,6 +65,39 @@ fn another_layout_is_refused_and_goes_on_serving() {
         lab.node(Node::A).netns().run(|| remove_pins(&pins)).unwrap().unwrap();
         assert_eq!(bpffs.tree(), Vec::<std::path::PathBuf>::new());
         assert!(lab.http_get("client", target(&lab, "client"), SOON / 8).is_err(), "nobody translates");
+    }
+}
+
+#[test]
+fn another_layout_hands_over_to_a_directory_beside_it() {
+    let Some((lab, _servers, bpffs)) = start() else { return };
+    for mode in modes() {
+        let (pins, beside) = (bpffs.pin_dir(), bpffs.path().join("kubenet-next"));
+        let routes = table(&lab, 1, routes(&lab, &["here", "there"]));
+        let old = pinned(&lab, &pins, mode);
+        replace(&old, &routes);
+        fs::rename(maps_in(&pins), pins.join("v999")).unwrap();
+        let known = CLIENTS.map(|client| lab.connect(place(client), target(&lab, client), SOON).unwrap());
+        under_load(&lab, &format!("{mode:?}, hand-over"), || {
+            let new = pinned(&lab, &beside, mode);
+            replace(&new, &routes);
+            block_on(old.drain()).unwrap();
+            let before = block_on(new.metrics()).unwrap()[&Metric::NewFlow];
+            still_serves(&lab);
+            assert!(block_on(new.metrics()).unwrap()[&Metric::NewFlow] > before, "it takes the new flows");
+            for (client, mut connection) in CLIENTS.iter().zip(known) {
+                connection.ask(SOON).unwrap_or_else(|e| panic!("{mode:?}, {client}: {e}"));
+            }
+            // The flows that are known to the old one have ended.
+            block_on(old.close(Close::Keep)).unwrap();
+            drop(old);
+            lab.node(Node::A).netns().run(|| remove_pins(&pins)).unwrap().unwrap();
+            still_serves(&lab);
+            block_on(new.close(Close::Keep)).unwrap();
+        });
+        assert!(!pins.exists());
+        lab.node(Node::A).netns().run(|| remove_pins(&beside)).unwrap().unwrap();
+        assert_eq!(bpffs.tree(), Vec::<std::path::PathBuf>::new());
     }
 }
 
