@@ -33,6 +33,25 @@ impl Dialer {
         })?
     }
 
+    /// The CPU time of a packet of an established connection, both ends' work included: of so many questions
+    /// and answers, a byte each, of which every one acknowledges the one before.
+    ///
+    /// # Errors
+    /// Those of the sockets, and a connection that ends up elsewhere.
+    pub fn packet_cpu(&self, to: SocketAddr, count: usize) -> Result<Samples, Failure> {
+        self.client.run(|| {
+            machine::pin();
+            let (mut client, mut server) = self.open(to)?;
+            let mut samples = Samples::default();
+            for _ in 0..count {
+                let begin = machine::thread_cpu()?;
+                exchange(&mut client, &mut server)?;
+                samples.push(machine::thread_cpu()?.saturating_sub(begin) / 2);
+            }
+            Ok(samples)
+        })?
+    }
+
     /// Connects, asks, answers and closes so often.
     ///
     /// # Errors

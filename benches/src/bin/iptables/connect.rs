@@ -1,5 +1,5 @@
-//! What the first packet of a connection costs, by the number of Services and by the place of the one that is
-//! dialled.
+//! What the first packet of a connection costs, and one of an established connection, by the number of Services
+//! and by the place of the one that is dialled.
 
 use std::ops::Range;
 
@@ -8,6 +8,7 @@ use kubenet_benches::{
     connects::{Connects, Dialer},
     frontend,
     report::{Curves, Goal, Measure, Ratio, Record, Report},
+    stats::Samples,
 };
 use kubenet_testkit::lab::Node;
 
@@ -27,6 +28,8 @@ struct Target<'a> {
     dialer: &'a Dialer,
     number: u32,
     cost: Connects,
+    /// CPU time of a packet that follows.
+    packet: Samples,
 }
 
 pub(crate) fn run(report: &mut Report, name: Name, quick: bool) -> Result<(), Failure> {
@@ -48,7 +51,12 @@ pub(crate) fn run(report: &mut Report, name: Name, quick: bool) -> Result<(), Fa
         let mut targets: Vec<_> = [(&only_dialers.0, 0), (&only_dialers.1, 0)]
             .into_iter()
             .chain(places(size).into_iter().flat_map(|(_, n)| [(&dialers.0, n), (&dialers.1, n)]))
-            .map(|(dialer, number)| Target { dialer, number, cost: Connects::default() })
+            .map(|(dialer, number)| Target {
+                dialer,
+                number,
+                cost: Connects::default(),
+                packet: Samples::default(),
+            })
             .collect();
         // Neighbours and caches.
         for target in &targets {
@@ -56,7 +64,9 @@ pub(crate) fn run(report: &mut Report, name: Name, quick: bool) -> Result<(), Fa
         }
         for _ in 0..rounds {
             for target in &mut targets {
-                target.cost.extend(target.dialer.connect(frontend(target.number), IN_A_ROUND)?);
+                let at = frontend(target.number);
+                target.cost.extend(target.dialer.connect(at, IN_A_ROUND)?);
+                target.packet.extend(target.dialer.packet_cpu(at, IN_A_ROUND)?);
             }
         }
         record(report, &mut lines, size, name, &targets);
@@ -101,6 +111,7 @@ fn record(report: &mut Report, lines: &mut Curves, size: u32, name: Name, target
     let p50 = |target: &Target<'_>| us(target.cost.latency.median());
     let p99 = |target: &Target<'_>| us(target.cost.latency.percentile(99.0));
     let cpu = |target: &Target<'_>| us(target.cost.cpu.median());
+    let packet = |target: &Target<'_>| us(target.packet.median());
     for (pair, (place, _)) in rest.chunks(2).zip(places(size)) {
         let [ours, classic] = pair else { continue };
         let bench = format!("connect_{place}_of_{size}_{}", name.as_str());
@@ -116,6 +127,8 @@ fn record(report: &mut Report, lines: &mut Curves, size: u32, name: Name, target
         add(report, &format!("{bench}_vs_classic"), p50(ours), p50(classic), classic_is, Ratio::Gain);
         add(report, &format!("{bench}_p99"), p99(ours), p99(classic), "the classic layout, p99", Ratio::Gain);
         add(report, &format!("{bench}_cpu"), cpu(ours), cpu(classic), "the classic layout, CPU", Ratio::Gain);
+        let packets = "a packet of an established connection, the classic layout, CPU";
+        add(report, &format!("{bench}_packet_cpu"), packet(ours), packet(classic), packets, Ratio::Gain);
         // The only one is the first, and the last.
         let lines_of = if place == "only" { &["first", "middle", "last"][..] } else { &[place] };
         for place in lines_of {
