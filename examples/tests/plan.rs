@@ -83,6 +83,17 @@ fn session_affinity_is_a_look_at_the_lists_of_clients() {
 }
 
 #[test]
+fn loopback_node_ports_come_with_their_guard_and_a_note() {
+    let output = plan(&["--manifests", MANIFESTS, "--localhost-node-ports"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("net.ipv4.conf.all.route_localnet=1"), "{}", text(&output.stderr));
+    let all = text(&output.stdout);
+    let (v4, v6) = all.split_once("# IPv6").unwrap();
+    assert!(v4.contains("-I INPUT 1 -d 127.0.0.0/8 ") && v4.contains("-A KUBE-LOCALNET -m comment"), "{v4}");
+    assert!(!v6.contains("KUBE-LOCALNET"), "{v6}");
+}
+
+#[test]
 fn iptables_takes_it() {
     let program = ["/usr/sbin/iptables-restore", "/sbin/iptables-restore"];
     let Some(program) = program.into_iter().find(|program| Path::new(program).exists()) else {
@@ -109,7 +120,6 @@ fn iptables_takes_it() {
 fn calls_that_cannot_be_are_refused() {
     for (arguments, part) in [
         (&["--manifests", MANIFESTS, "--chain-prefix", "kube"][..], "chain_prefix \"kube\""),
-        (&["--manifests", MANIFESTS, "--localhost-node-ports"], "node ports on loopback addresses"),
         (&["--manifests", "/nowhere"], "/nowhere: cannot be read"),
     ] {
         let output = plan(arguments);

@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
+use ipnet::Ipv4Net;
 use kubenet_core::{
     model::{IpFamily, Protocol},
     route::{Frontend, FrontendAddress, NodeRouting, RouteTable, SourceRanges},
@@ -202,6 +203,8 @@ fn flow(attributes: Vec<ConntrackAttribute>) -> Option<Flow> {
 #[derive(Debug, Default)]
 pub(crate) struct Cut {
     frontends: HashMap<SocketAddr, Verdict>,
+    /// The loopback addresses that had node ports, or have them. In the frontends they are 127.0.0.1.
+    loopback: Vec<Ipv4Net>,
     families: BTreeSet<IpFamily>,
 }
 
@@ -244,12 +247,16 @@ impl Cut {
         let addresses: BTreeSet<IpAddr> = match frontend.address {
             FrontendAddress::Ip(address) => [address].into(),
             FrontendAddress::NodePort(family) => {
-                node_addresses.copied().filter(|a| IpFamily::of(*a) == family).collect()
+                let loopback = (family == IpFamily::V4).then(|| self.loopback(old, new)).flatten();
+                node_addresses.copied().filter(|a| IpFamily::of(*a) == family).chain(loopback).collect()
             }
         };
         for address in addresses {
             // Another route may have taken the address over, or the address may be the node's no more.
-            let served = new.lookup(address, frontend.port, frontend.protocol);
+            let served = match address.is_loopback() {
+                true => new.get(frontend).filter(|_| !new.node().loopback_node_ports.is_empty()),
+                false => new.lookup(address, frontend.port, frontend.protocol),
+            };
             let verdict = match served {
                 Some(route) => {
                     let guard = |ranges| Guard { ranges: Arc::clone(ranges), node: Arc::clone(new.node()) };
@@ -263,11 +270,27 @@ impl Cut {
         }
     }
 
+    /// Looks at loopback addresses, too, where either table has node ports on them.
+    fn loopback(&mut self, old: Option<&RouteTable>, new: &RouteTable) -> Option<IpAddr> {
+        if self.loopback.is_empty() {
+            let tables = old.into_iter().chain([new]);
+            self.loopback =
+                tables.flat_map(|table| table.node().loopback_node_ports.iter().copied()).collect();
+        }
+        (!self.loopback.is_empty()).then_some(Ipv4Addr::LOCALHOST.into())
+    }
+
     fn concerns(&self, flow: &Flow) -> bool {
         if flow.protocol != Protocol::Udp {
             return false;
         }
-        match self.frontends.get(&flow.destination) {
+        let mut destination = flow.destination;
+        if let IpAddr::V4(address) = destination.ip()
+            && self.loopback.iter().any(|net| net.contains(&address))
+        {
+            destination.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        match self.frontends.get(&destination) {
             Some(Verdict::Only(backends, guard)) => {
                 !backends.contains(&flow.answers)
                     || guard.as_ref().is_some_and(|guard| !guard.admits(flow.client))

@@ -1,6 +1,7 @@
 //! What the datapath's thread does: plans, transactions, and what to do when one fails.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Instant,
@@ -29,6 +30,7 @@ use crate::{
 
 mod canary;
 mod execute;
+mod localnet;
 
 /// The state of a datapath. Lives on its worker thread, which is in the right network namespace.
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub(crate) struct Engine {
     /// Families that cannot have one.
     no_canary: BTreeSet<IpFamily>,
     closed: bool,
+    /// Whether somebody else had set `route_localnet`: then it stays.
+    localnet_is_foreign: Cell<bool>,
 }
 
 impl Engine {
@@ -80,6 +84,7 @@ impl Engine {
             canaries: BTreeSet::new(),
             no_canary: BTreeSet::new(),
             closed: false,
+            localnet_is_foreign: Cell::new(false),
         }
     }
 
@@ -137,13 +142,17 @@ impl Engine {
             tracing::debug!(rules = planner.longest_walk(), "longest walk of a first packet in one table");
         }
         let saved = self.save_all("replace")?;
-        let jumps = self.context.jumps();
+        let node = Arc::clone(table.node());
+        let jumps = self.context.jumps(&node);
+        self.prepare_localnet("replace", &node)?;
         let none = Chains::new();
         let works = saved.iter().map(|(family, saved)| {
             Work::towards(*family, saved, planner.chains(*family).unwrap_or(&none), &jumps)
         });
         let works = works.collect();
-        let unsure = self.execute("replace", works, &|family| planner.chains(family).cloned(), &jumps)?;
+        let unsure = self
+            .execute("replace", works, &|family| planner.chains(family).cloned(), &jumps)
+            .inspect_err(|_| self.restore_localnet())?;
 
         let old = match self.planner.take() {
             Some(old) => old.table().clone(),
@@ -164,6 +173,7 @@ impl Engine {
         self.no_canary.clear();
         self.set_canaries();
         self.planner = Some(planner);
+        self.open_localnet("replace", &node)?;
         Ok(self.done(report, begun))
     }
 
@@ -187,7 +197,12 @@ impl Engine {
         let delta = self.servable(delta, &mut report);
         let step = planner.step(Arc::clone(&delta));
 
-        let jumps = self.context.jumps();
+        let node = Arc::clone(delta.node.as_ref().unwrap_or(planner.table().node()));
+        let jumps = self.context.jumps(&node);
+        let moved = jumps != self.context.jumps(planner.table().node());
+        if delta.node.is_some() {
+            self.prepare_localnet("apply", &node)?;
+        }
         let wanted = |family| {
             let mut chains = planner.chains(family)?.clone();
             for (key, rules) in step.changes.get(&family).into_iter().flatten() {
@@ -201,7 +216,7 @@ impl Engine {
         let mut works = Vec::new();
         for tools in &self.tools {
             let family = tools.family;
-            if self.unsure.contains(&family) {
+            if moved || self.unsure.contains(&family) {
                 let saved = self.save("apply", tools)?;
                 works.push(Work::towards(family, &saved, &wanted(family).unwrap_or_default(), &jumps));
             } else if let (Some(changes), Some(chains)) = (step.changes.get(&family), planner.chains(family))
@@ -213,6 +228,7 @@ impl Engine {
             Ok(unsure) => unsure,
             Err(failure) => {
                 self.unsure.extend(failure.unsure);
+                self.restore_localnet();
                 return Err(failure.error);
             }
         };
@@ -242,23 +258,39 @@ impl Engine {
             self.cut(&cut);
         }
         self.set_canaries();
+        self.open_localnet("apply", &node)?;
         Ok(self.done(report, begun))
     }
 
     pub(crate) fn read(&mut self) -> Result<RouteTable, DatapathError> {
         self.check_open("read")?;
-        Ok(read::table(&self.context, &self.save_all("read")?))
+        let table = read::table(&self.context, &self.save_all("read")?);
+        if self.has_localnet(table.node()) {
+            return Ok(table);
+        }
+        let mut node = NodeRouting::clone(table.node());
+        node.loopback_node_ports.clear();
+        Ok(RouteTable::new(table.revision(), Arc::new(node), table.routes().cloned()))
     }
 
     pub(crate) fn drain(&mut self) -> Result<DrainStatus, DatapathError> {
         self.check_open("drain")?;
         if self.claim.is_owner() {
-            let chains: Chains = self.context.draining_chains().into_iter().collect();
-            let jumps = self.context.draining_jumps();
+            let node = self.planner.as_ref().map(|planner| Arc::clone(planner.table().node()));
+            let node = node.unwrap_or_default();
+            let chains =
+                |family| -> Chains { self.context.draining_chains(&node, family).into_iter().collect() };
+            let of_family: BTreeMap<IpFamily, Chains> =
+                self.tools.iter().map(|tools| (tools.family, chains(tools.family))).collect();
+            let none = Chains::new();
+            let wanted = |family| of_family.get(&family).unwrap_or(&none);
+            let jumps = self.context.draining_jumps(&node);
             let saved = self.save_all("drain")?;
-            let works =
-                saved.iter().map(|(family, saved)| Work::towards(*family, saved, &chains, &jumps)).collect();
-            self.execute("drain", works, &|_| Some(chains.clone()), &jumps)?;
+            let works = saved
+                .iter()
+                .map(|(family, saved)| Work::towards(*family, saved, wanted(*family), &jumps))
+                .collect();
+            self.execute("drain", works, &|family| Some(wanted(family).clone()), &jumps)?;
             self.planner = None;
             self.claim.drain();
             self.events.emit(&DatapathEvent::Draining);
@@ -318,6 +350,9 @@ impl Engine {
     /// Removes all our chains from all families, carrying on after failures.
     fn remove(&mut self) -> Result<(), DatapathError> {
         let mut failures: Vec<(ErrorKind, String)> = Vec::new();
+        if let Err(error) = self.close_localnet() {
+            failures.push((error.kind, error.message));
+        }
         for tools in &self.tools {
             let family = tools.family;
             let removed = tools.save().and_then(|text| {

@@ -17,7 +17,7 @@ const HASH_LENGTH: usize = 16;
 const HASHED: [&str; 9] = ["SVC", "SVL", "SVP", "EXT", "SEP", "NET", "NDP", "FW", "XLB"];
 
 /// The last two are kube-proxy's alone.
-const FIXED: [&str; 11] = [
+const FIXED: [&str; 12] = [
     "SERVICES",
     "NODEPORTS",
     "EXTERNAL-SERVICES",
@@ -26,6 +26,7 @@ const FIXED: [&str; 11] = [
     "FORWARD",
     "STATE",
     "NO-PORT",
+    "LOCALNET",
     "CANARY",
     "PROXY-FIREWALL",
     "PROXY-CANARY",
@@ -74,6 +75,8 @@ pub(crate) struct Names {
     pub(crate) forward: ChainName,
     /// Refuses what is dialled at a cluster IP but at none of its ports.
     pub(crate) no_port: ChainName,
+    /// Drops what is for 127.0.0.0/8 and comes from outside.
+    pub(crate) localnet: ChainName,
     /// In the table mangle, and empty: gone when somebody flushed the tables.
     pub(crate) canary: ChainName,
     /// Never jumped to: its comments hold what [`crate::read`] needs and no rule shows.
@@ -92,6 +95,7 @@ impl Names {
             postrouting: name("POSTROUTING"),
             forward: name("FORWARD"),
             no_port: name("NO-PORT"),
+            localnet: name("LOCALNET"),
             canary: name("CANARY"),
             state: name("STATE"),
         }

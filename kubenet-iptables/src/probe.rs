@@ -1,7 +1,14 @@
 //! What this machine offers, found out without touching the network namespace that is to be programmed.
 
-use std::{fs, io, net::IpAddr, num::NonZeroU16, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU16,
+    path::Path,
+    sync::Arc,
+};
 
+use ipnet::Ipv4Net;
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
     model::{Affinity, IpFamily, Protocol},
@@ -214,6 +221,7 @@ fn everything(family: IpFamily, random_fully: bool, hairpin: bool, sctp: bool, r
     let port = NonZeroU16::MIN;
     let mut node = NodeRouting::default();
     node.node_port_addresses.push(address(1));
+    node.loopback_node_ports.push(Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 32));
     let backend = |n, local| RouteBackend::new(address(n), port, local);
     let mut routes = Vec::new();
     for protocol in Protocol::ALL.into_iter().filter(|protocol| sctp || *protocol != Protocol::Sctp) {
@@ -242,7 +250,9 @@ fn everything(family: IpFamily, random_fully: bool, hairpin: bool, sctp: bool, r
     let families = vec![family];
     let context =
         Context { names: Names::new("KUBE"), random_fully, hairpin, sctp, accept_invalid: false, families };
-    let edits: Vec<_> = context.jumps().iter().map(|jump| JumpEdit::insert(jump, family)).collect();
+    let jumps = context.jumps(table.node());
+    let jumps = jumps.iter().filter(|jump| jump.is_for(family));
+    let edits: Vec<_> = jumps.map(|jump| JumpEdit::insert(jump, family)).collect();
     let planner = Planner::new(Arc::new(context), table);
     let chains = planner.chains(family).map(|chains| crate::plan::changes(&Chains::new(), chains));
     restore::transaction(family, &Chains::new(), &chains.unwrap_or_default(), &edits)

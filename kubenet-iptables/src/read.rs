@@ -35,7 +35,7 @@ pub(crate) fn table(context: &Arc<Context>, saved: &BTreeMap<IpFamily, Saved>) -
             }
         }
         let Some((of_family, facts)) = state(context, &chains) else { continue };
-        if !jumps_are_there(context, saved) {
+        if !jumps_are_there(context, &facts, *family, saved) {
             continue;
         }
         let facts = Arc::new(facts);
@@ -55,8 +55,9 @@ fn state(context: &Context, chains: &Chains) -> Option<(Revision, NodeRouting)> 
 }
 
 /// Whether every jump is where packets get to it.
-fn jumps_are_there(context: &Context, saved: &Saved) -> bool {
-    let wanted = context.jumps();
+fn jumps_are_there(context: &Context, node: &NodeRouting, family: IpFamily, saved: &Saved) -> bool {
+    let mut wanted = context.jumps(node);
+    wanted.retain(|jump| jump.is_for(family));
     wanted.iter().all(|one| {
         let (table, chain) = (one.table, one.chain);
         let wanted: Vec<_> =

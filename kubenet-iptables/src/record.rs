@@ -286,6 +286,7 @@ pub(crate) fn state_comments(revision: Revision, node: &NodeRouting) -> Vec<Stri
     let mut comments = vec![format!("kubenet 1 revision={}", revision.0)];
     comments.extend(node.addresses.iter().map(|a| format!("address {a}")));
     comments.extend(node.node_port_addresses.iter().map(|a| format!("node-port-address {a}")));
+    comments.extend(node.loopback_node_ports.iter().map(|net| format!("loopback-node-ports {net}")));
     match &node.local_detector {
         LocalDetector::Cidrs(cidrs) => {
             comments.push("detector cluster-cidrs".to_owned());
@@ -309,6 +310,7 @@ pub(crate) fn parse_state<'a>(
         match key {
             "address" => node.addresses.push(value.parse().ok()?),
             "node-port-address" => node.node_port_addresses.push(value.parse().ok()?),
+            "loopback-node-ports" => node.loopback_node_ports.push(value.parse().ok()?),
             "detector" if value == "cluster-cidrs" => cidrs = Some(Vec::new()),
             "bridge" => node.local_detector = LocalDetector::Bridge(decode(value)?.to_string()),
             "interface-prefix" => {

@@ -21,7 +21,7 @@ use crate::{
     engine::Engine,
     names::Names,
     netns,
-    plan::{self, Context, Planner},
+    plan::{self, Context, Jump, Planner},
     preview::Preview,
     probe::{self, Found},
     refusal,
@@ -143,11 +143,11 @@ pub(crate) fn preview(
             let planner = plan(served);
             longest_walk = planner.longest_walk();
             // Each goes to the top, so the last comes first.
-            let jumps = context.jumps().into_iter().rev();
-            let jumps: Vec<_> = jumps.map(|jump| move |family| JumpEdit::insert(&jump, family)).collect();
+            let jumps: Vec<_> = context.jumps(table.node()).into_iter().rev().collect();
             for family in families {
                 let (none, chains) = (Chains::new(), planner.chains(family).cloned().unwrap_or_default());
-                let edits: Vec<_> = jumps.iter().map(|jump| jump(family)).collect();
+                let jumps = jumps.iter().filter(|jump| jump.is_for(family));
+                let edits: Vec<_> = jumps.map(|jump| JumpEdit::insert(jump, family)).collect();
                 let all = plan::changes(&none, &chains);
                 texts.insert(family, restore::transaction(family, &none, &all, &edits));
             }
@@ -162,7 +162,14 @@ pub(crate) fn preview(
             longest_walk = plan(served).longest_walk();
             for (family, changes) in planner.step(Arc::new(delta)).changes {
                 let old = planner.chains(family).cloned().unwrap_or_default();
-                texts.insert(family, restore::transaction(family, &old, &changes, &[]));
+                let (had, has) = (context.jumps(before.node()), context.jumps(table.node()));
+                let other = |jumps: &[Jump], others: &[Jump]| -> Vec<JumpEdit> {
+                    let other = jumps.iter().filter(|jump| jump.is_for(family) && !others.contains(jump));
+                    other.map(|jump| JumpEdit::insert(jump, family)).collect()
+                };
+                let gone = other(&had, &has);
+                let edits: Vec<_> = gone.iter().map(JumpEdit::inverse).chain(other(&has, &had)).collect();
+                texts.insert(family, restore::transaction(family, &old, &changes, &edits));
             }
         }
     }
@@ -178,6 +185,7 @@ fn routing_capabilities() -> Capabilities {
         Feature::SourceRanges,
         Feature::Affinity,
         Feature::Weights,
+        Feature::LoopbackNodePorts,
         Feature::InterfaceDetectors,
         Feature::RejectUnknownPorts,
     ]
@@ -195,6 +203,17 @@ fn capabilities(found: &Found) -> Capabilities {
             what: "flows that a change of source ranges shuts out",
             why: "who is admitted is decided when a flow begins: established connections live on until they end. UDP \
                   flows are cut where the kernel has connection tracking over netlink (nf_conntrack_netlink)",
+        },
+        Limitation {
+            what: "backends at an address of this node",
+            why: "the kernel masquerades what leaves the node. What comes in for such a backend stays here, and the \
+                  backend sees the client whatever the route says; what the node itself sends to it is masqueraded",
+        },
+        Limitation {
+            what: "node ports on loopback addresses",
+            why: "they need net.ipv4.conf.all.route_localnet, which is set with them, and taken back when they are no \
+                  longer asked for or the datapath is removed, unless it was set before. Of IPv4 only: the kernel \
+                  lets no packet of [::1] leave the node",
         },
         Limitation {
             what: "UDP flows at a swap",

@@ -135,6 +135,7 @@ impl Work {
 /// chain is not in its place, all of that chain go to its top; rules of others before ours are no reason, unless
 /// no packet gets past them.
 fn edits(family: IpFamily, saved: &Saved, jumps: &[Jump]) -> Vec<JumpEdit> {
+    let jumps: Vec<_> = jumps.iter().filter(|jump| jump.is_for(family)).collect();
     let found = |table, chain: &str| {
         let found = saved.jumps.iter().filter(|jump| jump.is_in_built_in_chain());
         found.filter(move |jump| jump.table == table && jump.chain == chain).collect::<Vec<_>>()
@@ -147,7 +148,8 @@ fn edits(family: IpFamily, saved: &Saved, jumps: &[Jump]) -> Vec<JumpEdit> {
     let mut edits = Vec::new();
     for (table, chain) in chains {
         let found = found(table, &chain);
-        let wanted: Vec<_> = jumps.iter().filter(|j| j.table == table && j.chain == chain).collect();
+        let wanted: Vec<&Jump> =
+            jumps.iter().filter(|j| j.table == table && j.chain == chain).copied().collect();
         if in_place(&found, &wanted) {
             continue;
         }

@@ -84,6 +84,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     for failed in &preview.failed {
         eprintln!("not served: {}", failed.error);
     }
+    if !table.node().loopback_node_ports.is_empty() && args.family != Some(Family::Ipv6) {
+        eprintln!("needed besides: net.ipv4.conf.all.route_localnet=1, once this is applied");
+    }
     let mut out = io::stdout().lock();
     for (family, text) in &preview.texts {
         if args.family.is_none() {

@@ -1,7 +1,8 @@
 //! The chains that exist whatever the routes are, and the jumps to them from the built-in chains.
 
-use std::sync::Arc;
+use std::{net::Ipv4Addr, sync::Arc};
 
+use ipnet::{IpNet, Ipv4Net};
 use kubenet_core::{
     model::{IpFamily, LocalDetector, Protocol},
     route::{Masquerade, NodeRouting, Origin, Revision, SourceRanges},
@@ -21,16 +22,32 @@ pub(crate) struct Jump {
     pub(crate) rule: Rule,
 }
 
+impl Jump {
+    /// Whether it is for this family: what is about an address is for its family alone.
+    pub(crate) fn is_for(&self, family: IpFamily) -> bool {
+        self.rule.destination.is_none_or(|net| IpFamily::of(net.addr()) == family)
+    }
+}
+
 /// The kernel's connection tracking does not know the flows that another datapath masquerades by itself, as
 /// the eBPF one does with ports up to 29999: during a swap both are at work, and must not choose the same port.
 const MASQUERADE_PORTS: (u16, u16) = (32768, 65535);
 
+/// The addresses that are every node's own.
+const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+
+/// Whether node ports answer on loopback addresses.
+fn has_localnet(node: &NodeRouting, family: IpFamily) -> bool {
+    family == IpFamily::V4 && !node.loopback_node_ports.is_empty()
+}
+
+const LOCALNET: &str = "block incoming localnet connections";
 const PORTALS: &str = "kubernetes service portals";
 const EXTERNAL: &str = "kubernetes externally-visible service portals";
 
 impl Context {
     /// All jumps while Services are routed. Within a chain the order counts.
-    pub(crate) fn jumps(&self) -> Vec<Jump> {
+    pub(crate) fn jumps(&self, node: &NodeRouting) -> Vec<Jump> {
         let names = &self.names;
         let nat =
             |chain, to, comment| Jump { table: Table::Nat, chain, rule: Rule::jump(to).comment(comment) };
@@ -43,13 +60,13 @@ impl Context {
             nat("PREROUTING", &names.services, PORTALS),
             nat("OUTPUT", &names.services, PORTALS),
             nat("POSTROUTING", &names.postrouting, "kubernetes postrouting rules"),
+        ];
+        jumps.extend(self.draining_jumps(node));
+        jumps.extend([
             // For addresses of Services that the node itself has: no packet that was not translated may reach
             // a socket there.
             new("INPUT", &names.services, PORTALS),
             new("INPUT", &names.external_services, EXTERNAL),
-        ];
-        jumps.extend(self.draining_jumps());
-        jumps.extend([
             new("FORWARD", &names.services, PORTALS),
             new("FORWARD", &names.external_services, EXTERNAL),
             new("OUTPUT", &names.services, PORTALS),
@@ -58,19 +75,42 @@ impl Context {
     }
 
     /// The jumps that stay while known flows drain.
-    pub(crate) fn draining_jumps(&self) -> Vec<Jump> {
+    pub(crate) fn draining_jumps(&self, node: &NodeRouting) -> Vec<Jump> {
         let rule = Rule::jump(&self.names.forward).comment("kubernetes forwarding rules");
-        vec![Jump { table: Table::Filter, chain: "FORWARD", rule }]
+        let forward = Jump { table: Table::Filter, chain: "FORWARD", rule };
+        let guard = has_localnet(node, IpFamily::V4).then(|| {
+            let rule = Rule { destination: Some(LOOPBACK), ..Rule::jump(&self.names.localnet) };
+            Jump { table: Table::Filter, chain: "INPUT", rule: rule.comment(LOCALNET) }
+        });
+        guard.into_iter().chain([forward]).collect()
     }
 
     /// The chains that stay while known flows drain.
     ///
     /// Translated flows live in the kernel's connection tracking, whose hooks exist in a network namespace
     /// only as long as some rule there uses them: this chain does.
-    pub(crate) fn draining_chains(&self) -> Vec<(ChainKey, Arc<[Rule]>)> {
+    pub(crate) fn draining_chains(
+        &self,
+        node: &NodeRouting,
+        family: IpFamily,
+    ) -> Vec<(ChainKey, Arc<[Rule]>)> {
         // No packet in conntrack state INVALID is dropped: during a live swap the flows of another datapath may
         // look so to this kernel.
-        vec![self.forward_chain(true)]
+        let guard = has_localnet(node, family).then(|| self.localnet_chain());
+        guard.into_iter().chain([self.forward_chain(true)]).collect()
+    }
+
+    /// [N1]: with `route_localnet`, a packet for 127.0.0.0/8 from outside would reach the node's own sockets. All
+    /// that may come is what comes from the node itself, answers, and what others' rules translated.
+    fn localnet_chain(&self) -> (ChainKey, Arc<[Rule]>) {
+        let pass = Rule::to(Target::Return);
+        let rules = [
+            Rule { interface: Some(Interface::Named("lo".into())), ..pass.clone() },
+            pass.clone().state(State::RelatedOrEstablished),
+            pass.state(State::Translated),
+            Rule::to(Target::Drop).comment(LOCALNET),
+        ];
+        ((Table::Filter, self.names.localnet.clone()), rules.into())
     }
 
     fn forward_chain(&self, accept_invalid: bool) -> (ChainKey, Arc<[Rule]>) {
@@ -89,8 +129,12 @@ impl Context {
         ((Table::Filter, self.names.forward.clone()), rules.into_iter().flatten().collect())
     }
 
-    /// The chains that do not depend on the routes or the node.
-    pub(crate) fn constant_chains(&self) -> Vec<(ChainKey, Arc<[Rule]>)> {
+    /// The chains that do not depend on the routes.
+    pub(crate) fn constant_chains(
+        &self,
+        node: &NodeRouting,
+        family: IpFamily,
+    ) -> Vec<(ChainKey, Arc<[Rule]>)> {
         let names = &self.names;
         let masquerade = |protocol: Option<Protocol>| {
             let ports = protocol.map(|_| MASQUERADE_PORTS);
@@ -113,6 +157,7 @@ impl Context {
             .chain(self.sctp.then(|| masquerade(Some(Protocol::Sctp))))
             .chain([masquerade(None)]);
         let mut chains = vec![self.forward_chain(self.accept_invalid)];
+        chains.extend(has_localnet(node, family).then(|| self.localnet_chain()));
         chains.push(((Table::Nat, names.mark_masq.clone()), Arc::from([Rule::to(Target::SetMark)])));
         chains.push((
             (Table::Nat, names.postrouting.clone()),
@@ -199,7 +244,14 @@ impl Context {
             destination: Some(host(*address)),
             ..Rule::jump(&self.names.node_ports).comment("kubernetes service nodeports")
         };
-        ours.map(way).collect()
+        // Whoever is not of this node has no business with them, though routing looks at the address later ([N1]).
+        let loopback = node.loopback_node_ports.iter().filter(|_| family == IpFamily::V4);
+        let loopback = loopback.map(|net| Rule {
+            destination: Some((*net).into()),
+            source_is_local: true,
+            ..Rule::jump(&self.names.node_ports).comment("kubernetes service nodeports")
+        });
+        ours.map(way).chain(loopback).collect()
     }
 
     /// [N4]: what is not for a port of the Service that has this cluster IP.

@@ -136,7 +136,7 @@ impl Planner {
         let node = table.node();
         for (family, plan) in &mut planner.families {
             let context = &planner.context;
-            plan.chains.extend(context.constant_chains());
+            plan.chains.extend(context.constant_chains(node, *family));
             plan.chains.extend([context.state_chain(table.revision(), node)]);
             let used = plan.masquerades.keys().copied().chain(context.usual_masquerade(node));
             let used = used.map(|m| context.masquerade_chain(m, node, *family));

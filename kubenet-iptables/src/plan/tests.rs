@@ -1,4 +1,5 @@
 mod affinity;
+mod loopback;
 mod packets;
 
 use std::{num::NonZeroU16, sync::Arc};
@@ -294,7 +295,9 @@ fn saved_table(context: &Arc<Context>, table: &RouteTable) -> BTreeMap<IpFamily,
     IpFamily::ALL
         .into_iter()
         .map(|family| {
-            let edits: Vec<_> = context.jumps().iter().map(|jump| JumpEdit::insert(jump, family)).collect();
+            let jumps = context.jumps(table.node());
+            let jumps = jumps.iter().filter(|jump| jump.is_for(family));
+            let edits: Vec<_> = jumps.map(|jump| JumpEdit::insert(jump, family)).collect();
             let all = changes(&Chains::new(), planner.chains(family).unwrap());
             (family, saved(&restore::transaction(family, &Chains::new(), &all, &edits)))
         })
