@@ -75,10 +75,18 @@ static __always_inline void count(__u32 metric)
 		++*counter;
 }
 
+/* A verdict with its reason in it, until F(final)() makes TC_ACT_SHOT of it. */
+#define DROPPED 256
+
+static __always_inline bool is_dropped(int verdict)
+{
+	return verdict >= DROPPED && verdict < DROPPED + METRIC_MAX;
+}
+
 static __always_inline int drop(__u32 metric)
 {
 	count(metric);
-	return TC_ACT_SHOT;
+	return DROPPED + metric;
 }
 
 static __always_inline const struct config *get_config(void)

@@ -32,8 +32,12 @@ static __always_inline int F(reject_own)(struct __sk_buff *skb,
 					 const struct packet *pkt,
 					 const struct F(tuple) *tuple)
 {
-	if (F(reject)(skb, pkt, tuple) != TC_ACT_REDIRECT)
-		return TC_ACT_SHOT;
+	int verdict;
+
+	F(tell_drop)(tuple, METRIC_REJECTED);
+	verdict = F(reject)(skb, pkt, tuple);
+	if (verdict != TC_ACT_REDIRECT)
+		return verdict;
 	/* The answer is for this side of the device. */
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
@@ -80,10 +84,10 @@ static __always_inline int F(egress)(struct __sk_buff *skb)
 	}
 	verdict = F(serve_answer)(skb, &pkt, &tuple, &target);
 	if (verdict == REJECT)
-		return F(reject_own)(skb, &pkt, &tuple);
-	if (verdict != TRANSLATE)
-		return verdict;
-	if (F(rewrite)(skb, &pkt, &tuple, &target, pkt.ttl))
-		return drop(METRIC_DROP_MALFORMED);
-	return TC_ACT_UNSPEC;
+		verdict = F(reject_own)(skb, &pkt, &tuple);
+	else if (verdict == TRANSLATE)
+		verdict = F(rewrite)(skb, &pkt, &tuple, &target, pkt.ttl)
+				  ? drop(METRIC_DROP_MALFORMED)
+				  : TC_ACT_UNSPEC;
+	return F(final)(&tuple, verdict);
 }

@@ -15,6 +15,7 @@
 #include "service_tmpl.h"
 #include "affinity_tmpl.h"
 #include "traffic_tmpl.h"
+#include "events_tmpl.h"
 #include "established_tmpl.h"
 #include "conntrack_tmpl.h"
 #include "rewrite_tmpl.h"

@@ -12,6 +12,7 @@ static __always_inline int F(take_flow)(struct packet *pkt,
 {
 	const struct service *service;
 	const struct config *cfg;
+	int verdict;
 
 	if (is_connection(pkt) && !is_syn(pkt))
 		return TC_ACT_UNSPEC;
@@ -24,7 +25,10 @@ static __always_inline int F(take_flow)(struct packet *pkt,
 	/* A cluster IP, and no port of it that is served. */
 	if (!service)
 		return REJECT;
-	return F(new_flow)(pkt, tuple, service, target);
+	verdict = F(new_flow)(pkt, tuple, service, target);
+	if (verdict == TRANSLATE)
+		F(tell_flow)(tuple, target);
+	return verdict;
 }
 
 /*
@@ -114,7 +118,9 @@ static __always_inline int F(ingress)(struct __sk_buff *skb)
 	}
 	if (verdict == TOO_BIG)
 		verdict = F(too_big)(skb, &pkt, &tuple);
-	if (verdict == REJECT)
+	if (verdict == REJECT) {
+		F(tell_drop)(&tuple, METRIC_REJECTED);
 		verdict = F(reject)(skb, &pkt, &tuple);
-	return verdict;
+	}
+	return F(final)(&tuple, verdict);
 }

@@ -7,6 +7,7 @@
 #include "rare.h"
 #include "dsr.h"
 #include "traffic.h"
+#include "events.h"
 #include "conntrack.h"
 #include "maglev.h"
 #include "service.h"

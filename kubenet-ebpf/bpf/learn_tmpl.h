@@ -56,11 +56,12 @@ static __noinline int F(dsr_learn)(struct __sk_buff *skb)
 	switch (F(ct_create)(&frontend, &rare->tuple, flow, 0, UDP_IDLE)) {
 	case 0:
 		count(METRIC_NEW_FLOW);
+		F(tell_flow)(&frontend, &rare->tuple);
 		return TC_ACT_UNSPEC;
 	case -EEXIST:
 		/* From this port the client talks to it by another frontend. */
-		return drop(METRIC_DROP_SNAT_EXHAUSTED);
+		return F(final)(&frontend, drop(METRIC_DROP_SNAT_EXHAUSTED));
 	default:
-		return drop(METRIC_DROP_CONNTRACK_FULL);
+		return F(final)(&frontend, drop(METRIC_DROP_CONNTRACK_FULL));
 	}
 }

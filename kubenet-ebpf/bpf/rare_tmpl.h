@@ -79,7 +79,8 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 		break;
 	case RARE_BROKEN:
 		if (F(must_not_pass)(rare))
-			return drop(METRIC_DROP_MALFORMED);
+			return F(final)(&rare->tuple,
+					drop(METRIC_DROP_MALFORMED));
 		return TC_ACT_UNSPEC;
 	case RARE_LATER:
 		verdict = F(follow_fragment)(rare);
@@ -101,12 +102,14 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 	}
 	/* Nobody is told about an error that does not arrive. */
 	if (verdict == TOO_BIG && rare->pkt.proto == F(ICMP_PROTO))
-		return drop(METRIC_DROP_ROUTE);
+		verdict = drop(METRIC_DROP_ROUTE);
 	if (verdict == TOO_BIG)
 		verdict = F(too_big)(skb, &rare->pkt, &rare->tuple);
-	if (verdict == REJECT)
+	if (verdict == REJECT) {
+		F(tell_drop)(&rare->tuple, METRIC_REJECTED);
 		verdict = F(reject)(skb, &rare->pkt, &rare->tuple);
-	return verdict;
+	}
+	return F(final)(&rare->tuple, verdict);
 }
 
 __noinline int F(egress_rare)(struct __sk_buff *skb)
@@ -136,14 +139,15 @@ __noinline int F(egress_rare)(struct __sk_buff *skb)
 	if (verdict == SEND_BACK) {
 		verdict = F(forward_rare)(skb, &rare->pkt, &rare->tuple,
 					  &rare->target);
-		return verdict == TOO_BIG ? drop(METRIC_DROP_ROUTE) : verdict;
+		if (verdict == TOO_BIG)
+			verdict = drop(METRIC_DROP_ROUTE);
+	} else if (verdict == REJECT) {
+		verdict = F(reject_own)(skb, &rare->pkt, &rare->tuple);
+	} else if (verdict == TRANSLATE) {
+		verdict = F(rewrite_rare)(skb, &rare->pkt, &rare->tuple,
+					  &rare->target, rare->pkt.ttl)
+				  ? drop(METRIC_DROP_MALFORMED)
+				  : TC_ACT_UNSPEC;
 	}
-	if (verdict == REJECT)
-		return F(reject_own)(skb, &rare->pkt, &rare->tuple);
-	if (verdict != TRANSLATE)
-		return verdict;
-	if (F(rewrite_rare)(skb, &rare->pkt, &rare->tuple, &rare->target,
-			    rare->pkt.ttl))
-		return drop(METRIC_DROP_MALFORMED);
-	return TC_ACT_UNSPEC;
+	return F(final)(&rare->tuple, verdict);
 }

@@ -65,6 +65,29 @@ static __always_inline void F(remember_connected)(
 	bpf_map_update_elem(&socket_flows, &cookie, &flow, BPF_ANY);
 }
 
+/* Counts a refusal, and tells of it. */
+static __always_inline void F(sock_tell)(const struct F(service_key) *dialled,
+					 __u8 proto, __u32 metric)
+{
+	struct F(tuple) tuple = { .dport = dialled->port, .proto = proto };
+
+	count(metric);
+	copy(tuple.daddr, dialled->addr);
+	F(tell_drop)(&tuple, metric);
+}
+
+static __always_inline void F(sock_tell_flow)(
+	const struct F(service_key) *dialled, __u8 proto,
+	const struct F(backend) *backend)
+{
+	struct F(tuple) tuple = { .dport = dialled->port, .proto = proto };
+	struct F(tuple) target = { .dport = backend->port };
+
+	copy(tuple.daddr, dialled->addr);
+	copy(target.daddr, backend->addr);
+	F(tell_flow)(&tuple, &target);
+}
+
 static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 					struct F(service_key) *key, bool sticky)
 {
@@ -86,7 +109,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	if (!service) {
 		/* A cluster IP, and no port of it that is served. */
 		if (bpf_map_lookup_elem(&F(cluster_ips), &key->addr)) {
-			count(METRIC_REJECTED);
+			F(sock_tell)(key, ctx->protocol, METRIC_REJECTED);
 			return sock_refuse(ECONNREFUSED);
 		}
 		/* What a connected IPv4 socket of IPv6 sends comes here, too. */
@@ -101,7 +124,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	}
 	F(sock_client)(&client);
 	if (!F(admits)(service, &client)) {
-		count(METRIC_DROP_SOURCE_RANGE);
+		F(sock_tell)(key, ctx->protocol, METRIC_DROP_SOURCE_RANGE);
 		return sock_refuse(EPERM);
 	}
 	copy(peer.addr, key->addr);
@@ -123,14 +146,14 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 				forget_connected(ctx);
 			return SOCK_ALLOW;
 		}
-		count(METRIC_REJECTED);
+		F(sock_tell)(key, ctx->protocol, METRIC_REJECTED);
 		return sock_refuse(service->flags & SVC_INTERNAL_DROP
 					   ? EHOSTUNREACH
 					   : ECONNREFUSED);
 	}
 	/* It was connected before the Service had a backend to give. */
 	if (sticky && F(is_connected_to)(ctx->sk, key)) {
-		count(METRIC_REJECTED);
+		F(sock_tell)(key, ctx->protocol, METRIC_REJECTED);
 		return sock_refuse(ECONNREFUSED);
 	}
 	known = backend;
@@ -141,7 +164,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	for (int i = 0; i < 2 && !backend; i++)
 		backend = F(pick_backend)(&choice, &peer.backend);
 	if (!backend) {
-		count(METRIC_DROP_ROUTE);
+		F(sock_tell)(key, ctx->protocol, METRIC_DROP_ROUTE);
 		return sock_refuse(EHOSTUNREACH);
 	}
 	count(METRIC_NEW_FLOW);
@@ -150,6 +173,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		connect_service(service->id, service_generation(service->id),
 				0);
 		F(connect_backend)(peer.backend, peer.generation, 0);
+		F(sock_tell_flow)(key, ctx->protocol, backend);
 	}
 	if (sticky)
 		bpf_map_update_elem(&F(socket_peers), &socket, &peer, BPF_ANY);

@@ -369,7 +369,43 @@ enum metric {
 	METRIC_DROP_ROUTE,	/* no way to the backend, or TTL exceeded */
 	METRIC_DROP_SOURCE_RANGE,	/* the client is in none of the Service's source ranges */
 	METRIC_DROP_FRAGMENT_EARLY,	/* a fragment to a Service's address, before its datagram's first */
+	METRIC_EVENT_OVER_BUDGET,	/* more events than may be reported in a tick */
+	METRIC_EVENT_LOST,	/* no room for it in the datapath's own ring */
+	METRIC_EVENT_LOST_TO_FOLLOWER,	/* nor in the ring of who looks in from outside */
 	METRIC_MAX,
+};
+
+/* ---- events: what becomes of a flow, for who listens ---- */
+
+#define EVENT_FLOW	1	/* a backend was picked */
+#define EVENT_DROP	2	/* a packet was dropped or refused */
+
+/* Addresses of IPv4 stand in the first word. */
+struct event {
+	__u8 kind;		/* EVENT_* */
+	__u8 family;		/* 4 or 6 */
+	__u8 proto;
+	__u8 reason;		/* of a drop: enum metric */
+	__be16 client_port;
+	__be16 frontend_port;
+	__be16 backend_port;
+	__u16 pad;
+	__be32 client[4];	/* all zero: a process of this node, at its socket */
+	__be32 frontend[4];
+	__be32 backend[4];	/* of a flow */
+};
+
+/* A ring has one reader: the datapath's own process, and one from outside. */
+struct listeners {
+	__u32 until[2];		/* in ticks, kept ahead of the clock by who listens */
+	__u32 budget;		/* events of a CPU in a tick; 0: EVENT_BUDGET */
+};
+
+#define EVENT_BUDGET	1000
+
+struct event_budget {
+	__u32 tick;
+	__u32 used;
 };
 
 /* ---- names, for reading the table back ---- */

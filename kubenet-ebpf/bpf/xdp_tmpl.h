@@ -150,7 +150,10 @@ static __always_inline int F(xdp)(struct xdp_md *ctx, struct packet *pkt,
 			return F(xdp_transmit)(ctx, pkt, tuple, target, mac);
 		}
 	}
-	if (verdict != TRANSLATE)
-		return xdp_verdict(verdict);
+	if (verdict != TRANSLATE) {
+		if (verdict == REJECT && !xdp_has_tc)
+			F(tell_drop)(tuple, METRIC_REJECTED);
+		return xdp_verdict(F(final)(tuple, verdict));
+	}
 	return F(xdp_send_on)(ctx, pkt, tuple, target, ct);
 }

@@ -1,4 +1,4 @@
-use std::{ops::RangeInclusive, path::PathBuf};
+use std::{num::NonZeroU32, ops::RangeInclusive, path::PathBuf};
 
 use kubenet_core::datapath::{DatapathError, ErrorKind};
 
@@ -163,6 +163,7 @@ pub struct EbpfBuilder {
     pub(crate) attach_mode: AttachMode,
     pub(crate) direct_server_return: bool,
     pub(crate) hooks: Hooks,
+    pub(crate) flow_events: Option<NonZeroU32>,
     pub(crate) pin_dir: Option<PathBuf>,
     pub(crate) pin_if_possible: bool,
 }
@@ -181,6 +182,7 @@ impl Default for EbpfBuilder {
             attach_mode: AttachMode::Auto,
             direct_server_return: false,
             hooks: Hooks { sockets: true, pods: true, external: true, xdp: XdpMode::Auto },
+            flow_events: None,
             pin_dir: None,
             pin_if_possible: false,
         }
@@ -235,6 +237,20 @@ impl EbpfBuilder {
     #[must_use]
     pub fn snat_ports(mut self, ports: RangeInclusive<u16>) -> Self {
         self.snat_ports = ports;
+        self
+    }
+
+    /// Reports flows that begin and packets that are dropped to who listens to
+    /// [`Datapath::events`](kubenet_core::datapath::Datapath::events), at most so many of each CPU in a second: as
+    /// [`FlowStarted`](kubenet_core::datapath::DatapathEvent::FlowStarted),
+    /// [`PacketDropped`](kubenet_core::datapath::DatapathEvent::PacketDropped) and
+    /// [`Missed`](kubenet_core::datapath::DatapathEvent::Missed). Not set, they are not among the events.
+    ///
+    /// While nobody listens, the programs report nothing, and packets of known flows never pay for it. A reader has
+    /// room for 1,024 events: one that waits for something rare should not ask for many of these.
+    #[must_use]
+    pub fn flow_events(mut self, per_second: NonZeroU32) -> Self {
+        self.flow_events = Some(per_second);
         self
     }
 

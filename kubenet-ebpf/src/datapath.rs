@@ -316,7 +316,11 @@ impl Datapath for EbpfDatapath {
         })
     }
 
+    /// With [`EbpfBuilder::flow_events`], flows and dropped packets are among them from a moment later on.
     fn events(&self) -> BoxStream<'static, DatapathEvent> {
-        self.events.subscribe()
+        let events = self.events.subscribe();
+        // It is queued at once, and nobody needs to wait for it.
+        drop(self.worker.run(|engine| engine.iter_mut().for_each(Engine::listen)));
+        events
     }
 }

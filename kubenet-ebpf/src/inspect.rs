@@ -5,12 +5,15 @@ use std::{
 };
 
 use kubenet_core::{
-    datapath::{Counters, DatapathError},
+    datapath::{Counters, DatapathError, DatapathEvent},
     model::Protocol,
     route::{Backend, RouteTable, ServicePortName},
 };
 
-use crate::{Metrics, engine::Inspection};
+use crate::{
+    Metrics,
+    engine::{Follower, Inspection},
+};
 
 /// Looks into what a datapath has pinned ([`EbpfBuilder::pin_dir`](crate::EbpfBuilder::pin_dir)), from any process and
 /// without disturbing it: whether its own process runs or not.
@@ -30,6 +33,22 @@ use crate::{Metrics, engine::Inspection};
 /// may be seen in part.
 #[derive(Debug)]
 pub struct Inspector(Inspection);
+
+/// What happens to flows; see [`Inspector::follow`].
+#[derive(Debug)]
+pub struct Followed(Follower);
+
+impl Followed {
+    /// The next event: [`FlowStarted`](DatapathEvent::FlowStarted), [`PacketDropped`](DatapathEvent::PacketDropped) or
+    /// [`Missed`](DatapathEvent::Missed). Blocks for so long at most; `None` when nothing happened meanwhile. Call it at
+    /// least once a second: what happens later than three seconds after the last call is not reported.
+    ///
+    /// # Errors
+    /// The ring cannot be read.
+    pub fn next(&mut self, timeout: Duration) -> Result<Option<DatapathEvent>, DatapathError> {
+        self.0.next(timeout)
+    }
+}
 
 /// A place in the table of backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +157,18 @@ impl Inspector {
     /// A map cannot be read.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         self.0.counters()
+    }
+
+    /// Flows that begin and packets that are dropped, from now on, whether the datapath's process runs or not.
+    ///
+    /// There is one such reader at a time, apart from the datapath's own process, which has a ring of its own. It is
+    /// the one thing that an inspector writes: a word that says until when somebody listens, so that the programs
+    /// report nothing once it is gone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](kubenet_core::datapath::ErrorKind) when somebody follows already.
+    pub fn follow(&self) -> Result<Followed, DatapathError> {
+        self.0.follow().map(Followed)
     }
 
     /// Whether it serves known flows only.

@@ -229,6 +229,49 @@ pub(crate) struct XdpDevices {
     pub(crate) at: [XdpDevice; XDP_DEVICES],
 }
 
+pub(crate) const EVENT_FLOW: u8 = 1;
+pub(crate) const EVENT_DROP: u8 = 2;
+
+/// `struct event`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Event {
+    pub(crate) kind: u8,
+    pub(crate) family: u8,
+    pub(crate) proto: u8,
+    pub(crate) reason: u8,
+    pub(crate) client_port: Be16,
+    pub(crate) frontend_port: Be16,
+    pub(crate) backend_port: Be16,
+    pub(crate) pad: u16,
+    pub(crate) client: [u8; 16],
+    pub(crate) frontend: [u8; 16],
+    pub(crate) backend: [u8; 16],
+}
+
+impl Event {
+    /// What a ring holds, or `None` where it is too short.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..size_of::<Self>())?;
+        // SAFETY: as many bytes as the struct has, of which every pattern is a value, at any alignment.
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+}
+
+/// `struct listeners`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Listeners {
+    /// Of the datapath's own process, and of one from outside.
+    pub(crate) until: [u32; 2],
+    pub(crate) budget: u32,
+}
+
+impl Listeners {
+    /// The word with the budget.
+    pub(crate) const BUDGET: usize = 2;
+}
+
 /// `struct affinity_key4` and `affinity_key6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -412,6 +455,7 @@ unsafe impl<A: Address> Pod for Tuple<A> {}
 unsafe impl<A: Address> Pod for Conntrack<A> {}
 unsafe impl<A: Address> Pod for AffinityKey<A> {}
 unsafe impl Pod for Traffic {}
+unsafe impl Pod for Listeners {}
 unsafe impl Pod for Choice {}
 unsafe impl<A: Address> Pod for SourceRange<A> {}
 unsafe impl Pod for Config {}
@@ -433,6 +477,8 @@ const _: () = {
     assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
     assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4 + 3 * 4 + 3 * 4);
     assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4 + 2 * 4 + 16 + 3 * 4);
+    assert!(size_of::<Event>() == 4 + 4 * 2 + 3 * 16);
+    assert!(size_of::<Listeners>() == 3 * 4);
     assert!(size_of::<Traffic>() == 2 * 4 + 5 * 8);
     assert!(size_of::<AffinityKey<Addr4>>() == 4 + 4);
     assert!(size_of::<AffinityKey<Addr6>>() == 4 + 16);

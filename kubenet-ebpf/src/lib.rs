@@ -126,6 +126,6 @@ use unsupported as engine;
 
 pub use builder::{AttachMode, DEFAULT_PIN_DIR, EbpfBuilder, MapSizes, XdpMode};
 pub use datapath::{EbpfDatapath, remove_pins};
-pub use inspect::{BackendEntry, Connection, Inspector, StickyClient};
+pub use inspect::{BackendEntry, Connection, Followed, Inspector, StickyClient};
 pub use metrics::{Metric, Metrics};
 pub use probe::{Probe, probe};

@@ -27,11 +27,17 @@ pub enum Metric {
     DropSourceRange,
     /// Fragments to a cluster IP that came before the first of their datagram, which alone has the ports.
     DropFragmentEarly,
+    /// Events of flows and packets that were not reported, as there were more than a CPU may report in a second.
+    EventOverBudget,
+    /// Events for which there was no room: the datapath's process read too slowly.
+    EventLost,
+    /// Events for which there was no room: who [follows](crate::Inspector::follow) them read too slowly.
+    EventLostToFollower,
 }
 
 impl Metric {
     /// All of them, in the order of their indexes.
-    pub const ALL: [Metric; 11] = [
+    pub const ALL: [Metric; 14] = [
         Metric::Forwarded,
         Metric::NewFlow,
         Metric::Rejected,
@@ -43,6 +49,9 @@ impl Metric {
         Metric::DropRoute,
         Metric::DropSourceRange,
         Metric::DropFragmentEarly,
+        Metric::EventOverBudget,
+        Metric::EventLost,
+        Metric::EventLostToFollower,
     ];
 
     /// Short name for metrics systems: `drop_no_local_backend`.
@@ -59,6 +68,9 @@ impl Metric {
             Metric::DropRoute => "drop_route",
             Metric::DropSourceRange => "drop_source_range",
             Metric::DropFragmentEarly => "drop_fragment_early",
+            Metric::EventOverBudget => "event_over_budget",
+            Metric::EventLost => "event_lost",
+            Metric::EventLostToFollower => "event_lost_to_follower",
         }
     }
 }

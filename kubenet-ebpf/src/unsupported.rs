@@ -1,9 +1,11 @@
 //! In place of `kernel` where there is no Linux: says so.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use kubenet_core::{
-    datapath::{ApplyReport, Capabilities, Counters, DatapathError, DrainStatus, ErrorKind, EventHub},
+    datapath::{
+        ApplyReport, Capabilities, Counters, DatapathError, DatapathEvent, DrainStatus, ErrorKind, EventHub,
+    },
     route::{RouteDelta, RouteTable},
 };
 
@@ -48,7 +50,21 @@ impl Inspection {
         match *self {}
     }
 
+    pub(crate) fn follow(&self) -> Result<Follower, DatapathError> {
+        match *self {}
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
+        match *self {}
+    }
+}
+
+/// There is nobody to follow.
+#[derive(Debug)]
+pub(crate) enum Follower {}
+
+impl Follower {
+    pub(crate) fn next(&mut self, _: Duration) -> Result<Option<DatapathEvent>, DatapathError> {
         match *self {}
     }
 }
@@ -95,6 +111,10 @@ impl Engine {
     }
 
     pub(crate) fn drain(&mut self) -> Result<DrainStatus, DatapathError> {
+        match *self {}
+    }
+
+    pub(crate) fn listen(&mut self) {
         match *self {}
     }
 

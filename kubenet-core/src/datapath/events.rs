@@ -1,5 +1,6 @@
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -9,7 +10,10 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use parking_lot::Mutex;
 
 use super::DatapathError;
-use crate::route::{Frontend, Revision, ServicePortName};
+use crate::{
+    model::Protocol,
+    route::{Frontend, Revision, ServicePortName},
+};
 
 /// What happens in a datapath.
 #[derive(Clone, Debug)]
@@ -40,6 +44,35 @@ pub enum DatapathEvent {
         name: String,
         /// Whether it is attached now.
         attached: bool,
+    },
+    /// A flow began, and a backend was picked for it. Reported where the datapath was told to, at most so many in a
+    /// time; [`DatapathEvent::Missed`] says how many more there were.
+    FlowStarted {
+        /// Its protocol.
+        protocol: Protocol,
+        /// Who opened it; `None` for a process of this node, at its socket.
+        client: Option<SocketAddr>,
+        /// What the client dialled.
+        frontend: SocketAddr,
+        /// Where the flow goes.
+        backend: SocketAddr,
+    },
+    /// A packet was dropped, or refused with an answer to its sender. Reported as flows are.
+    PacketDropped {
+        /// Why, as the datapath's metrics name it: `drop_no_local_backend`.
+        reason: &'static str,
+        /// Its protocol, if it is one of those of Services.
+        protocol: Option<Protocol>,
+        /// Who sent it; `None` for a process of this node, at its socket.
+        client: Option<SocketAddr>,
+        /// Where it was to go. The port is 0 where it has none.
+        destination: SocketAddr,
+    },
+    /// Events of flows and packets that were not reported since the last of these: there were more than may be in a
+    /// time, or the reader was too slow.
+    Missed {
+        /// How many.
+        count: u64,
     },
     /// The datapath takes no new flows.
     Draining,
@@ -114,6 +147,13 @@ impl<E: Clone + Send + 'static> EventHub<E> {
         Reader(mailbox).boxed()
     }
 
+    /// Whether anybody listens now.
+    pub fn has_readers(&self) -> bool {
+        let mut subscribers = self.0.lock();
+        subscribers.mailboxes.retain(|mailbox| !mailbox.lock().reader_gone);
+        !subscribers.mailboxes.is_empty()
+    }
+
     /// Ends all streams once they are read empty, and those that are asked for later at once.
     pub fn end(&self) {
         let mut subscribers = self.0.lock();
@@ -176,6 +216,10 @@ mod tests {
     fn a_dropped_reader_is_forgotten() {
         let hub = EventHub::default();
         drop(hub.subscribe());
+        assert!(!hub.has_readers());
+        let reader = hub.subscribe();
+        assert!(hub.has_readers());
+        drop(reader);
         hub.emit(&DatapathEvent::Draining);
         assert!(hub.0.lock().mailboxes.is_empty());
     }

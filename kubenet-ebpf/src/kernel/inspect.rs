@@ -1,22 +1,30 @@
 //! Reads what is pinned, beside the process that uses it.
 
 use std::{
-    collections::{HashMap, HashSet},
-    fmt, fs,
+    collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    fs::{self, File},
+    io,
     net::SocketAddr,
     os::fd::AsFd,
-    path::Path,
-    time::Duration,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use aya::maps::MapData;
+use aya::maps::{MapData, MapError};
 use kubenet_core::{
-    datapath::{BackendName, Counters, DatapathError, ErrorKind},
+    datapath::{BackendName, Counters, DatapathError, DatapathEvent, ErrorKind},
     model::{IpFamily, Protocol},
     route::{Revision, RouteTable, ServicePortName},
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
 use super::{
+    events::{RENEWAL, Reader, Ring},
     flows,
     maps::{FamilyMaps, Maps},
     node, object, sys,
@@ -24,7 +32,7 @@ use super::{
 use crate::{
     BackendEntry, Connection, MapSizes, Metric, Metrics, StickyClient,
     decode::{Arrays, Snapshot},
-    error::caused,
+    error::{caused, error},
     layout::{
         Addr4, Addr6, Address, AffinityKey, Be16, CLOCK_SHIFT, CONFIG_DRAINING, CT_FIN, CT_REPLY, CT_RST,
         CT_SEEN_REPLY, Choice,
@@ -37,6 +45,7 @@ const OPERATION: &str = "inspect";
 
 /// Maps of a directory.
 pub(crate) struct Inspection {
+    directory: PathBuf,
     maps: Maps,
     affinity4: MapData,
     affinity6: MapData,
@@ -63,9 +72,10 @@ impl Inspection {
             })
         };
         let (affinity4, affinity6) = (affinity("affinity4")?, affinity("affinity6")?);
-        let mut maps = Maps::open(&maps)?;
+        let directory = maps;
+        let mut maps = Maps::open(&directory)?;
         maps.operation = OPERATION;
-        Ok(Self { maps, affinity4, affinity6 })
+        Ok(Self { directory, maps, affinity4, affinity6 })
     }
 
     pub(crate) fn table(&self) -> Result<RouteTable, DatapathError> {
@@ -151,8 +161,62 @@ impl Inspection {
         Ok(counters)
     }
 
+    pub(crate) fn follow(&self) -> Result<Follower, DatapathError> {
+        let here = self.directory.display();
+        let failed =
+            |message: String| move |e: io::Error| caused("follow", ErrorKind::Unavailable, message, e);
+        let directory = File::open(&self.directory).map_err(failed(format!("{here}: cannot be opened")))?;
+        let lock = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, Errno::EAGAIN)) => {
+                let message =
+                    format!("{here}: somebody follows these events already, and a ring has one reader");
+                return Err(error("follow", ErrorKind::Unavailable, message));
+            }
+            Err((_, e)) => return Err(failed(format!("{here}: cannot be locked"))(e.into())),
+        };
+        let ring = Ring::open(&self.maps, Reader::Follower)
+            .map_err(|e| caused("follow", ErrorKind::Unavailable, "the ring of events cannot be read", e))?;
+        Ok(Follower { ring, waiting: VecDeque::new(), _lock: lock })
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.maps.config().flags & CONFIG_DRAINING != 0
+    }
+}
+
+/// The one reader from outside.
+pub(crate) struct Follower {
+    ring: Ring,
+    waiting: VecDeque<DatapathEvent>,
+    _lock: Flock<File>,
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower").finish_non_exhaustive()
+    }
+}
+
+impl Follower {
+    pub(crate) fn next(&mut self, timeout: Duration) -> Result<Option<DatapathEvent>, DatapathError> {
+        self.try_next(timeout)
+            .map_err(|e| caused("follow", ErrorKind::Unavailable, "the ring of events cannot be read", e))
+    }
+
+    fn try_next(&mut self, timeout: Duration) -> Result<Option<DatapathEvent>, MapError> {
+        let end = Instant::now() + timeout;
+        loop {
+            self.ring.renew()?;
+            if self.waiting.is_empty() {
+                self.ring.read(|event| self.waiting.push_back(event))?;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if !self.waiting.is_empty() || left.is_zero() {
+                return Ok(self.waiting.pop_front());
+            }
+            self.ring.wait(None, left.min(RENEWAL))?;
+        }
     }
 }
 
@@ -167,7 +231,7 @@ fn connections<A: Address>(
     now: u32,
     owners: &HashMap<u32, ServicePortName>,
     found: &mut Vec<Connection>,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let at = |address: A, port: Be16| SocketAddr::new(address.into(), port.into());
     for (tuple, entry) in maps.flows()?.into_iter().filter(|(_, entry)| entry.flags & CT_REPLY == 0) {
         let Some(protocol) = Protocol::from_number(tuple.proto) else { continue };

@@ -1,6 +1,6 @@
 //! The maps, typed.
 
-use std::{collections::HashSet, io, net::IpAddr, num::NonZeroU16, os::fd::AsFd, path::Path};
+use std::{collections::HashSet, io, net::IpAddr, num::NonZeroU16, os::fd::AsFd, path::Path, sync::Arc};
 
 use aya::{
     Ebpf, Pod,
@@ -43,6 +43,10 @@ pub(crate) struct Maps {
     pub(super) socket_flows: HashMap<MapData, u64, SocketFlow>,
     metrics: PerCpuArray<MapData, u64>,
     xdp_devices: Array<MapData, XdpDevices>,
+    /// The rings of those who listen, who they are, and what each may hear.
+    pub(super) events: MapData,
+    pub(super) followed: MapData,
+    pub(super) listeners: Arc<Mapped<layout::Listeners>>,
     /// What is going on, for errors.
     pub(crate) operation: &'static str,
 }
@@ -89,6 +93,13 @@ pub(super) fn mapped<V: Pod>(map: Map) -> Result<Mapped<V>, MapError> {
     match map {
         Map::Array(data) => Ok(Mapped::new(&data)?),
         other => Err(io::Error::other(format!("is not an array: {other:?}")).into()),
+    }
+}
+
+fn ring(map: Map) -> Result<MapData, MapError> {
+    match map {
+        Map::RingBuf(data) => Ok(data),
+        other => Err(io::Error::other(format!("is not a ring buffer: {other:?}")).into()),
     }
 }
 
@@ -247,6 +258,9 @@ impl Maps {
             socket_flows: take(source, "socket_flows", HashMap::try_from)?,
             metrics: take(source, "metrics", PerCpuArray::try_from)?,
             xdp_devices: take(source, "xdp_devices", Array::try_from)?,
+            events: take(source, "events", ring)?,
+            followed: take(source, "followed", ring)?,
+            listeners: Arc::new(take(source, "listeners", mapped)?),
             operation: "build",
         })
     }
@@ -374,6 +388,10 @@ impl Maps {
     pub(crate) fn metric(&self, index: u32) -> Result<u64, DatapathError> {
         let by_cpu = self.metrics.get(&index, 0).map_err(|e| self.failed("metrics", "metrics", e))?;
         Ok(by_cpu.iter().sum())
+    }
+
+    pub(super) fn metrics_map(&self) -> &MapData {
+        self.metrics.map()
     }
 
     #[cfg(test)]

@@ -123,6 +123,11 @@ impl<V: Pod> Mapped<V> {
     }
 }
 
+// SAFETY: the mapping belongs to no thread, and whatever is in it is accessed as atomics.
+unsafe impl<V: Pod> Send for Mapped<V> {}
+// SAFETY: the same.
+unsafe impl<V: Pod> Sync for Mapped<V> {}
+
 impl<V> Drop for Mapped<V> {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no reference into it outlives self.

@@ -5,6 +5,7 @@ mod attach;
 mod connected;
 mod detector;
 mod device;
+mod events;
 mod flows;
 mod follow;
 mod inspect;
@@ -38,10 +39,11 @@ use nix::libc;
 
 use self::{
     attach::{Attachments, Programs},
+    events::Reporter,
     maps::Maps,
 };
 pub(crate) use self::{
-    inspect::Inspection,
+    inspect::{Follower, Inspection},
     probe::{cuts_udp_sockets, probe},
     start::open_pins,
     unpin::remove_pins,
@@ -61,6 +63,8 @@ use crate::{
 pub(crate) struct Engine {
     // First of all: detaches before programs and maps are closed.
     attachments: Attachments,
+    /// Where flows are to be reported.
+    reporter: Option<Reporter>,
     programs: Programs,
     maps: Maps,
     state: State,
@@ -192,6 +196,14 @@ impl Engine {
             }
         }
         counters
+    }
+
+    /// Somebody listens to the events: from now on the programs report flows, where that is wanted.
+    pub(crate) fn listen(&mut self) {
+        let Some(reporter) = &mut self.reporter else { return };
+        if let Err(error) = reporter.listen(&self.maps, &self.events) {
+            tracing::warn!(%error, "events of flows cannot be read: they are not reported");
+        }
     }
 
     /// Attaches the programs to a pod's interface.

@@ -16,6 +16,7 @@ use kubenet_core::datapath::{Capabilities, DatapathError, ErrorKind, EventHub};
 use super::{
     Adopted, Engine,
     attach::{Attachments, Programs, Wanted},
+    events::Reporter,
     link::{BpfLink, Place},
     maps::{self, Maps},
     membarrier, netns, node, object, probe,
@@ -75,6 +76,7 @@ impl Engine {
             attach_mode,
             direct_server_return,
             hooks,
+            flow_events,
             pin_dir: _,
             pin_if_possible: _,
         } = builder;
@@ -132,7 +134,11 @@ impl Engine {
         maps.set_config(&config(&maps, netns_cookie, &snat_ports));
         let routes = state.routes().count();
         tracing::debug!(?found, adopted = adopted.is_some(), routes, "loaded");
+        if let Some(per_second) = flow_events {
+            maps.listeners.store_word(0, layout::Listeners::BUDGET, per_second.get());
+        }
         Ok(Self {
+            reporter: flow_events.map(|_| Reporter::default()),
             attachments,
             programs,
             maps,

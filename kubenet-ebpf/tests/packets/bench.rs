@@ -67,6 +67,9 @@ pub enum Metric {
     Route,
     SourceRange,
     FragmentEarly,
+    EventOverBudget,
+    EventLost,
+    EventLostToFollower,
 }
 
 /// Where a frame comes in or goes out.

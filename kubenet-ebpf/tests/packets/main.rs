@@ -24,6 +24,7 @@ mod choice;
 mod direct;
 mod errors;
 mod established;
+mod events;
 mod extensions;
 mod flows;
 mod fragments;
