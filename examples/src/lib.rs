@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+#[cfg(target_os = "linux")]
+pub mod inspect;
 pub mod manifests;
 pub mod node;
 pub mod trace;
