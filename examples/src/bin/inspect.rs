@@ -1,5 +1,5 @@
 //! Shows what an eBPF datapath holds and has counted, from its pins: whether its own process runs or not.
-//! Needs `CAP_BPF`, and changes nothing.
+//! Needs `CAP_BPF`, and changes nothing of what is served.
 //!
 //! ```sh
 //! cargo run -p kubenet-examples --bin inspect -- --pin-dir /sys/fs/bpf/kubenet
