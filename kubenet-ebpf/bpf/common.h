@@ -32,8 +32,11 @@ volatile const __u32 have_dsr = 0;
 /* BPF_FIB_LOOKUP_SKIP_NEIGH, which spares a lookup, or 0: kernel 6.3. */
 volatile const __u32 fib_flags = 0;
 
-/* Behind the XDP program, a TC program takes what it passes. */
-volatile const __u32 xdp_has_tc = 1;
+/*
+ * TC programs are at external devices: what XDP passes and what the socket hooks
+ * let out meets them.
+ */
+volatile const __u32 has_external_tc = 1;
 
 /* Missing from the C library's headers, which cannot be mixed with linux/. */
 #define AF_INET 2

@@ -140,7 +140,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		 * Silence: the packets go out as they are, and the program at
 		 * the device drops them. Those to a node port would stay here.
 		 */
-		if (service->flags & SVC_INTERNAL_DROP &&
+		if (has_external_tc && service->flags & SVC_INTERNAL_DROP &&
 		    !is_zero(lookup.addr)) {
 			if (!sticky)
 				forget_connected(ctx);

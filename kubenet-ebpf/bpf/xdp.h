@@ -185,7 +185,7 @@ static __always_inline int xdp_verdict(int verdict)
 	if (verdict == TC_ACT_SHOT)
 		return XDP_DROP;
 	/* Who answers is behind. */
-	if (verdict == REJECT && !xdp_has_tc)
+	if (verdict == REJECT && !has_external_tc)
 		return xdp_drop(METRIC_REJECTED);
 	return XDP_PASS;
 }

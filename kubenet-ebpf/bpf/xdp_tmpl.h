@@ -87,7 +87,7 @@ static __noinline int F(xdp_send_on)(struct xdp_md *ctx,
 		 bpf_fib_lookup(ctx, &fib, sizeof(fib), 0) ==
 			 BPF_FIB_LKUP_RET_SUCCESS &&
 		 fib.ifindex == ctx->ingress_ifindex;
-	if (xdp_has_tc && (!leaves || hop_is_due(&fib)))
+	if (has_external_tc && (!leaves || hop_is_due(&fib)))
 		return XDP_PASS;
 	/* What comes in with this node's own address, the stack drops. */
 	if (!leaves && bpf_map_lookup_elem(&F(node_addrs), &to->saddr))
@@ -151,7 +151,7 @@ static __always_inline int F(xdp)(struct xdp_md *ctx, struct packet *pkt,
 		}
 	}
 	if (verdict != TRANSLATE) {
-		if (verdict == REJECT && !xdp_has_tc)
+		if (verdict == REJECT && !has_external_tc)
 			F(tell_drop)(tuple, METRIC_REJECTED);
 		return xdp_verdict(F(final)(tuple, verdict));
 	}

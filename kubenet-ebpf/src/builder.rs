@@ -294,10 +294,28 @@ impl EbpfBuilder {
         self
     }
 
+    /// Whether the socket hooks hang in the [`cgroup`](EbpfBuilder::cgroup); they do when not set. Without them,
+    /// this node's own processes reach no Service.
+    #[must_use]
+    pub fn socket_hooks(mut self, on: bool) -> Self {
+        self.hooks.sockets = on;
+        self
+    }
+
+    /// Whether TC programs hang at the interfaces of pods; they do when not set. Without them, pods reach no
+    /// Service, and [`attach_pod`](EbpfDatapath::attach_pod) attaches nothing.
+    #[must_use]
+    pub fn pod_tc(mut self, on: bool) -> Self {
+        self.hooks.pods = on;
+        self
+    }
+
     /// Whether TC programs hang at external interfaces; they do when not set. Without them, only the XDP program is
     /// there, if [`xdp`](EbpfBuilder::xdp) attaches one: it passes packets for backends of this node translated to
     /// the stack, and nobody serves fragments, ICMP errors, headers with options or extensions, and packets whose
     /// checksum is yet to be completed, nor answers for Services without backends.
+    ///
+    /// What is switched off is not in [`Capabilities`](kubenet_core::datapath::Capabilities).
     #[must_use]
     pub fn external_tc(mut self, on: bool) -> Self {
         self.hooks.external = on;
@@ -354,10 +372,32 @@ impl EbpfBuilder {
                 return Err(invalid(format!("external_interface: {name:?}: is named twice")));
             }
         }
+        self.check_hooks().map_err(invalid)?;
         for name in &self.pod_interfaces {
             check_interface(name).map_err(|rule| invalid(format!("pod_interface: {name:?}: {rule}")))?;
         }
         EbpfDatapath::start(self)
+    }
+}
+
+impl EbpfBuilder {
+    /// Whether TC programs are at external interfaces.
+    pub(crate) fn has_external_tc(&self) -> bool {
+        self.hooks.external && !self.external_interfaces.is_empty()
+    }
+
+    fn check_hooks(&self) -> Result<(), String> {
+        let Hooks { sockets, pods, external, xdp } = self.hooks;
+        let none = !pods && !external && xdp == XdpMode::Off;
+        if none && !(sockets && self.cgroup.is_some()) {
+            return Err("no hook is left: set a cgroup, or leave pod_tc, external_tc or xdp on".to_owned());
+        }
+        if xdp == XdpMode::Native && !external && !pods {
+            return Err(
+                "xdp: without external_tc it needs pod_tc, which translates what pods answer".to_owned()
+            );
+        }
+        Ok(())
     }
 }
 
@@ -389,6 +429,10 @@ mod tests {
             "MapSizes::slots: 0: must be 1 to 67108864"
         );
         assert!(message(builder().snat_ports(9..=8)).starts_with("snat_ports: 9 to 8: must be a range"));
+        let nothing = builder().pod_tc(false).external_tc(false).xdp(XdpMode::Off);
+        assert!(message(nothing.clone()).starts_with("no hook is left"));
+        assert!(message(nothing.clone().cgroup("/x").socket_hooks(false)).starts_with("no hook is left"));
+        assert!(message(nothing.xdp(XdpMode::Native)).starts_with("xdp: without external_tc"));
         assert!(message(builder().external_interface("")).starts_with("external_interface: \"\": must have"));
         assert!(
             message(builder().external_interface("eth0").external_interface("eth0")).ends_with("named twice")

@@ -8,12 +8,13 @@ use kubenet_core::{
         ErrorKind, EventHub, Feature, Limitation,
     },
     model::Protocol,
-    route::{FrontendKind, RouteDelta, RouteTable},
+    route::{FrontendKind, Origin, RouteDelta, RouteTable},
     worker::Worker,
 };
 
 use crate::{
-    EbpfBuilder, Metrics,
+    EbpfBuilder, Metrics, XdpMode,
+    builder::Hooks,
     engine::{self, Engine},
     error::{NAME, error},
 };
@@ -132,7 +133,17 @@ fn closed(operation: &'static str) -> DatapathError {
 
 fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
     let mut capabilities = Capabilities::basic();
-    capabilities.protocols = Protocol::ALL.into();
+    let Hooks { pods, xdp, .. } = builder.hooks;
+    let sockets = builder.hooks.sockets && builder.cgroup.is_some();
+    let external = builder.has_external_tc();
+    let xdp_alone = !external && xdp == XdpMode::Native && !builder.external_interfaces.is_empty();
+    let clients =
+        [(Origin::Pod, pods), (Origin::Node, sockets), (Origin::Outside, external || xdp_alone && pods)];
+    capabilities.clients = clients.into_iter().filter_map(|(who, served)| served.then_some(who)).collect();
+    // The socket hooks know nothing of SCTP.
+    if pods || external {
+        capabilities.protocols = Protocol::ALL.into();
+    }
     capabilities.frontends = FrontendKind::ALL.into();
     capabilities.features = [
         Feature::Weights,
@@ -143,14 +154,14 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
         Feature::RejectUnknownPorts,
     ]
     .into();
-    if builder.cgroup.is_some() {
+    if sockets {
         capabilities.features.insert(Feature::LoopbackNodePorts);
     }
     capabilities.local_backends_see_client = true;
     capabilities.counters = true;
-    capabilities.packet_counters = true;
-    capabilities.node_udp_follows =
-        builder.cgroup.is_some() && engine::cuts_udp_sockets(builder.network_namespace.as_deref());
+    // Of flows that sockets translate, the kernel sends the packets untouched.
+    capabilities.packet_counters = pods || external;
+    capabilities.node_udp_follows = sockets && engine::cuts_udp_sockets(builder.network_namespace.as_deref());
     capabilities.keep_on_close = is_pinned;
     capabilities.affinity_clients = Some(builder.sizes.affinities);
     let follows = capabilities.node_udp_follows;
@@ -207,7 +218,25 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
              packet with so many IPv4 options or such IPv6 headers that it cannot be marked is dropped and counted",
         );
     }
-    if builder.cgroup.is_none() {
+    if !pods {
+        add("pods", "they reach no Service: EbpfBuilder::pod_tc is off");
+    }
+    if !external && pods {
+        add(
+            "pods whose flows are masqueraded",
+            "answers of other nodes to the node's own address are not translated back: no TC program is at an \
+             external interface (EbpfBuilder::external_interface, EbpfBuilder::external_tc)",
+        );
+    }
+    if xdp_alone {
+        add(
+            "XDP without TC",
+            "nobody serves fragments, ICMP errors, headers with options or extensions, packets whose checksum is yet \
+             to be completed, and next hops without a neighbour's entry, nor answers for Services without backends \
+             or answers of this node's own processes as backends (EbpfBuilder::external_tc)",
+        );
+    }
+    if !sockets {
         add(
             "this node's own processes",
             "they reach no Service: translation at their sockets needs a cgroup (EbpfBuilder::cgroup)",
@@ -227,7 +256,7 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
              none; sockets that are not connected choose again",
         );
     }
-    if builder.cgroup.is_some() {
+    if sockets {
         add(
             "node ports on loopback addresses",
             "for sockets that have no address of their own yet: from one that is bound to a loopback address there \
@@ -237,12 +266,12 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
     if !is_pinned {
         add("restarts", "the programs end with this process, as nothing is pinned (EbpfBuilder::pin_dir)");
     }
-    if builder.external_interfaces.is_empty() {
-        add(
-            "node ports",
-            "no client outside reaches them: none of the node's interfaces is named \
-             (EbpfBuilder::external_interface)",
-        );
+    if !capabilities.clients.contains(&Origin::Outside) {
+        capabilities.limitations.push(Limitation {
+            what: "node ports",
+            why: "no client outside reaches them: none of the node's interfaces is named, or its hooks are off \
+                  (EbpfBuilder::external_interface, EbpfBuilder::external_tc)",
+        });
     }
     capabilities
 }

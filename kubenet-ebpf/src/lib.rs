@@ -1,8 +1,8 @@
 //! Kubernetes Service routing in eBPF, for Linux.
 //!
 //! [`EbpfDatapath`] makes the kernel equal to a [`RouteTable`](kubenet_core::route::RouteTable): TC programs at
-//! the interfaces of pods and of the node translate packets, and socket programs translate the addresses that
-//! the node's own processes dial. A change of a route is one map entry, whatever the number of Services.
+//! the interfaces of pods and of the node translate packets, socket programs translate the addresses that
+//! the node's own processes dial, and at network cards an XDP program sends back what leaves again. A change of a route is one map entry, whatever the number of Services.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -28,6 +28,17 @@
 //! - A BPF file system where it pins, as most machines have at `/sys/fs/bpf`.
 //! - A node that forwards: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding` are 1, and there are routes
 //!   to the pods.
+//!
+//! # Hooks
+//! | hook | whom it serves | switched by |
+//! |---|---|---|
+//! | sockets in a cgroup | this node's own processes | [`EbpfBuilder::cgroup`], [`EbpfBuilder::socket_hooks`] |
+//! | TC at pods' interfaces | pods | [`EbpfBuilder::pod_tc`] |
+//! | TC at external interfaces | clients outside, answers from other nodes | [`EbpfBuilder::external_tc`] |
+//! | XDP at external interfaces | of those, what leaves by the interface that it came in by | [`EbpfBuilder::xdp`] |
+//!
+//! All that the kernel has are on by default. The datapath's
+//! [`Capabilities::clients`](kubenet_core::datapath::Capabilities::clients) say whom those that are on serve.
 //!
 //! # Kernels
 //! Written for Linux 5.10 and later, and run on 6.18. What is not there is found out, not guessed from the version,
@@ -128,4 +139,4 @@ pub use builder::{AttachMode, DEFAULT_PIN_DIR, EbpfBuilder, MapSizes, XdpMode};
 pub use datapath::{EbpfDatapath, remove_pins};
 pub use inspect::{BackendEntry, Connection, Followed, Inspector, StickyClient};
 pub use metrics::{Metric, Metrics};
-pub use probe::{Probe, probe};
+pub use probe::{Hook, Probe, probe};

@@ -21,7 +21,7 @@ use futures::executor::block_on;
 use kubenet_core::{
     datapath::Datapath,
     model::IpFamily,
-    route::{Route, WhenEmpty},
+    route::{Frontend, FrontendKind, Route, WhenEmpty},
 };
 use kubenet_ebpf::{AttachMode, Metric};
 use kubenet_testkit::lab::{Lab, LabConfig, Node, Place, RequestError, Server};
@@ -66,6 +66,36 @@ fn every_client_reaches_every_backend_over_tcp_and_udp() {
                     assert_eq!((tcp.peer.ip(), udp.peer.ip()), (expected, expected), "{case}");
                 }
             }
+        }
+    }
+}
+
+/// What the socket hooks have translated, the programs at the devices let pass.
+#[test]
+fn a_flow_is_translated_by_one_hook_only() {
+    let Some((lab, _servers)) = start() else { return };
+    if lab.cgroup().is_err() {
+        return skip("the lab has no cgroup");
+    }
+    let datapath = datapath(&lab);
+    for &family in lab.families() {
+        for backend in ["here", "there"] {
+            // The backend's own address and port are a frontend, too, of somebody else.
+            let mut routes = on_cluster_ip(&lab, family, 1, &[backend]);
+            let address = lab.address(&place(backend), family).unwrap();
+            routes.extend(on_cluster_ip(&lab, family, 2, &["client"]).into_iter().map(|route| {
+                let mut route = Route::clone(&route);
+                route.frontend = Frontend::ip(address, PORT.try_into().unwrap(), route.frontend.protocol);
+                route.kind = FrontendKind::ExternalIp;
+                Arc::new(route)
+            }));
+            replace(&datapath, &table(&lab, 1, routes));
+            let before = block_on(datapath.metrics()).unwrap();
+            let answer = lab.http_get(place("node"), service(family, 1), SOON).unwrap();
+            assert_eq!(answer.backend, backend, "{family}");
+            let after = block_on(datapath.metrics()).unwrap();
+            let grew = |metric| after[&metric] - before[&metric];
+            assert_eq!((grew(Metric::NewFlow), grew(Metric::Forwarded)), (1, 0), "{family}, {backend}");
         }
     }
 }

@@ -16,7 +16,7 @@ use kubenet_core::{
     model::IpFamily,
     route::RouteTable,
 };
-use kubenet_ebpf::{EbpfBuilder, EbpfDatapath, XdpMode, probe};
+use kubenet_ebpf::{EbpfBuilder, EbpfDatapath, Hook, XdpMode, probe};
 use kubenet_testkit::lab::{Lab, LabConfig, Node, Place, Server};
 use support::{bpffs::Bpffs, links, load::place, offload::*, *};
 
@@ -25,8 +25,8 @@ const V4: IpFamily = IpFamily::V4;
 /// A backend here and one there; the bridge takes what XDP sends.
 fn start() -> Option<(Lab, (Vec<Server>, Ebpf))> {
     let lab = lab(LabConfig::new().pod("client", Node::A).pod("here", Node::A).pod("there", Node::B))?;
-    if !probe().unwrap().xdp {
-        skip("this kernel has no XDP with frames in several buffers");
+    if let Some(why) = probe().unwrap().missing.get(&Hook::Xdp) {
+        skip(why);
         return None;
     }
     let bridge = let_xdp_send(&lab);

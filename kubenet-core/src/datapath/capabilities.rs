@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::{
     model::{Algorithm, IpFamily, Protocol},
-    route::{FrontendKind, NodeRouting, Route},
+    route::{FrontendKind, NodeRouting, Origin, Route},
 };
 
 /// Something that a route or the node may ask for and that not every datapath has.
@@ -90,6 +90,8 @@ pub struct Capabilities {
     pub families: BTreeSet<IpFamily>,
     /// Kinds of frontend.
     pub frontends: BTreeSet<FrontendKind>,
+    /// Whose flows it serves. Those of others pass as if there were no Service.
+    pub clients: BTreeSet<Origin>,
     /// What else it has. A route that asks for another feature is not served, and reported by name: it is
     /// never served in part.
     pub features: BTreeSet<Feature>,
@@ -134,6 +136,7 @@ impl Capabilities {
             protocols: [Protocol::Tcp, Protocol::Udp].into(),
             families: IpFamily::ALL.into(),
             frontends: [FrontendKind::ClusterIp, FrontendKind::NodePort].into(),
+            clients: Origin::ALL.into(),
             features: BTreeSet::new(),
             local_backends_see_client: false,
             node_udp_follows: true,

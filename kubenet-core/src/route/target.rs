@@ -81,6 +81,18 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// Every origin.
+    pub const ALL: [Origin; 3] = [Origin::Pod, Origin::Node, Origin::Outside];
+
+    /// In words: `pods`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Origin::Pod => "pods",
+            Origin::Node => "this node's own processes",
+            Origin::Outside => "clients outside",
+        }
+    }
+
     /// Whether the flow uses [`Route::internal`](super::Route::internal).
     pub const fn is_internal(self) -> bool {
         !matches!(self, Origin::Outside)

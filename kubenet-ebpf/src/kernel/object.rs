@@ -61,7 +61,7 @@ pub(crate) fn load(
     of: &MapSizes,
     connect_refused: bool,
     direct_server_return: bool,
-    external_tc: bool,
+    has_external_tc: bool,
     pinned: Option<(&Path, &BTreeMap<String, Shape>)>,
 ) -> Result<Ebpf, DatapathError> {
     /// Spares the routing look-up the search for a neighbour, which `bpf_redirect_neigh` does anyway.
@@ -73,7 +73,7 @@ pub(crate) fn load(
     let have_coarse_clock = if tests::OTHER_BUILD.get() { 0 } else { have_coarse_clock };
     let has_skip_neigh = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0));
     let fib_flags = if has_skip_neigh { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
-    let xdp_has_tc = u32::from(external_tc);
+    let has_external_tc = u32::from(has_external_tc);
     let mut loader = EbpfLoader::new();
     // The programs need no relocation against the kernel's types.
     loader.btf(None);
@@ -81,7 +81,7 @@ pub(crate) fn load(
     loader.override_global("have_dsr", &have_dsr, true);
     loader.override_global("have_coarse_clock", &have_coarse_clock, true);
     loader.override_global("fib_flags", &fib_flags, true);
-    loader.override_global("xdp_has_tc", &xdp_has_tc, true);
+    loader.override_global("has_external_tc", &has_external_tc, true);
     for (map, size) in sizes(of) {
         loader.map_max_entries(map, size);
     }

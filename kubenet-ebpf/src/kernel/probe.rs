@@ -1,6 +1,6 @@
 //! What the kernel can do. Loads trial programs of a few instructions at most, and nothing stays.
 
-use std::{fs, io, path::Path, thread};
+use std::{collections::BTreeMap, fs, io, path::Path, thread};
 
 use aya::{
     programs::{ProgramError, ProgramType},
@@ -10,7 +10,7 @@ use kubenet_core::datapath::{DatapathError, ErrorKind};
 
 use super::{connected, link, netns};
 use crate::{
-    Probe,
+    Hook, Probe,
     error::{caused, error},
 };
 
@@ -28,14 +28,9 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
         .map_err(|e| caused(OPERATION, ErrorKind::Unsupported, "cannot read /proc/sys/kernel/osrelease", e))?
         .trim()
         .to_owned();
-    for (kind, name) in [
-        (ProgramType::SchedClassifier, "traffic control (CONFIG_NET_CLS_BPF)"),
-        (ProgramType::CgroupSockAddr, "socket addresses (CONFIG_CGROUP_BPF)"),
-    ] {
-        if !is_program_supported(kind).map_err(refused)? {
-            let message = format!("kernel {kernel} has no BPF programs for {name}");
-            return Err(error(OPERATION, ErrorKind::Unsupported, message));
-        }
+    if !is_program_supported(ProgramType::SchedClassifier).map_err(refused)? {
+        let message = format!("kernel {kernel} has no BPF programs for traffic control (CONFIG_NET_CLS_BPF)");
+        return Err(error(OPERATION, ErrorKind::Unsupported, message));
     }
     for (helper, name) in HELPERS {
         if !is_helper_supported(ProgramType::SchedClassifier, helper).map_err(refused)? {
@@ -43,19 +38,42 @@ pub(crate) fn probe() -> Result<Probe, DatapathError> {
             return Err(error(OPERATION, ErrorKind::Unsupported, message));
         }
     }
+    let sockets = is_program_supported(ProgramType::CgroupSockAddr).map_err(refused)?;
+    let set_retval = BpfHelper::BPF_FUNC_set_retval;
     let connect_refused =
-        is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).map_err(refused)?;
+        sockets && is_helper_supported(ProgramType::CgroupSockAddr, set_retval).map_err(refused)?;
     Ok(Probe {
-        kernel,
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         tcx: link::has_tcx(),
-        // Its length beyond the first buffer of a frame.
-        xdp: is_program_supported(ProgramType::Xdp).map_err(refused)?
-            && is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_xdp_get_buff_len)
-                .map_err(refused)?,
+        missing: missing(&kernel, sockets)?,
         connect_refused,
         cuts_udp_sockets: connected::can_destroy(),
+        kernel,
     })
+}
+
+/// The hooks that can be done without.
+fn missing(kernel: &str, sockets: bool) -> Result<BTreeMap<Hook, String>, DatapathError> {
+    let mut missing = BTreeMap::new();
+    if !sockets {
+        let why = format!("kernel {kernel} has no BPF programs for socket addresses (CONFIG_CGROUP_BPF)");
+        missing.insert(Hook::Sockets, why);
+    } else if netns::cookie().is_err() {
+        let why = format!(
+            "kernel {kernel} cannot tell network namespaces apart (SO_NETNS_COOKIE came with 5.14): the sockets of \
+             pods would be translated, too"
+        );
+        missing.insert(Hook::Sockets, why);
+    }
+    // The length of a frame in several buffers.
+    let length = BpfHelper::BPF_FUNC_xdp_get_buff_len;
+    if !is_program_supported(ProgramType::Xdp).map_err(refused)? {
+        missing.insert(Hook::Xdp, format!("kernel {kernel} has no XDP"));
+    } else if !is_helper_supported(ProgramType::Xdp, length).map_err(refused)? {
+        let why = format!("kernel {kernel} has no XDP for frames in several buffers: it came with 5.18");
+        missing.insert(Hook::Xdp, why);
+    }
+    Ok(missing)
 }
 
 /// Whether connected UDP sockets of a network namespace can be cut; of this thread's, where none is named.

@@ -2,7 +2,7 @@
 
 use std::{
     ops::RangeInclusive,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         LazyLock,
         atomic::{AtomicU32, Ordering},
@@ -22,7 +22,7 @@ use super::{
     membarrier, netns, node, object, probe,
 };
 use crate::{
-    AttachMode, EbpfBuilder, Probe,
+    AttachMode, EbpfBuilder, Hook, Probe,
     error::{caused, error},
     layout,
     pin::{self, Pins},
@@ -66,6 +66,7 @@ impl Engine {
         capabilities: Capabilities,
         events: EventHub,
     ) -> Result<Self, DatapathError> {
+        let has_external_tc = builder.has_external_tc();
         let EbpfBuilder {
             network_namespace,
             external_interfaces,
@@ -85,11 +86,15 @@ impl Engine {
         }
         let found = probe()?;
         let cgroup = cgroup.filter(|_| hooks.sockets);
-        let netns_cookie = netns_cookie(cgroup.as_ref())?;
+        if let Some(why) = found.missing.get(&Hook::Sockets).filter(|_| cgroup.is_some()) {
+            let message = format!("cgroup: {why}: leave the setting out");
+            return Err(error("build", ErrorKind::Unsupported, message));
+        }
+        let netns_cookie = netns::cookie().unwrap_or_default();
         let tcx = has_tcx(attach_mode, &found)?;
         let sockets = cgroup.is_some();
         let mut attachments = Attachments::new(external_interfaces, cgroup, hooks, tcx, events.clone())?;
-        let wanted = Wanted { sockets, xdp: found.xdp && attachments.wants_any_xdp() };
+        let wanted = Wanted { sockets, xdp: found.has(Hook::Xdp) && attachments.wants_any_xdp() };
         for name in &pod_interfaces {
             attachments.declare_pod(name, "build")?;
         }
@@ -103,7 +108,8 @@ impl Engine {
             Some(pins) => Some(pins.begin_maps()?),
         };
         let pinned = directory.as_deref().map(|directory| (directory, &shapes));
-        let ebpf = object::load(&sizes, found.connect_refused, direct_server_return, hooks.external, pinned)?;
+        let ebpf =
+            object::load(&sizes, found.connect_refused, direct_server_return, has_external_tc, pinned)?;
         let mut programs = Programs::load(ebpf, wanted)?;
         let maps = Maps::take(programs.object())?;
         let (state, adopted) = match pins {
@@ -241,17 +247,4 @@ pub(super) fn snat_slice(ports: &RangeInclusive<u16>, instance: u32) -> RangeInc
     let border = |slice: u32| first + slice * count / SLICES;
     // Both lie in the range, so that they are ports.
     border(slice) as u16..=(border(slice + 1) - 1) as u16
-}
-
-fn netns_cookie(cgroup: Option<&PathBuf>) -> Result<u64, DatapathError> {
-    match (netns::cookie(), cgroup) {
-        (Ok(cookie), _) => Ok(cookie),
-        (Err(_), None) => Ok(0),
-        // Without it the programs would translate for every pod whose processes are below the cgroup.
-        (Err(e), Some(_)) => {
-            let message = "cgroup: the kernel cannot tell network namespaces apart (SO_NETNS_COOKIE, kernel \
-                           5.14): leave the setting out";
-            Err(caused("build", ErrorKind::Unsupported, message, e))
-        }
-    }
 }

@@ -36,6 +36,7 @@
 
 mod behaviour;
 mod bench;
+mod clients;
 mod fixture;
 mod matrix;
 #[cfg(all(feature = "lab", target_os = "linux"))]
@@ -54,7 +55,10 @@ use kubenet_core::datapath::Datapath;
 use kubenet_core::datapath::{Close, DatapathError, ErrorKind};
 
 pub use self::report::{CaseReport, Outcome, Report};
-use self::world::{Simulation, World};
+use self::{
+    clients::Clients,
+    world::{Simulation, World},
+};
 #[cfg(all(feature = "lab", target_os = "linux"))]
 use crate::lab::{Lab, LabError};
 use crate::memory::MemoryDatapath;
@@ -155,8 +159,9 @@ fn run(world: &dyn World) -> Result<Report, CannotRun> {
     let name = datapath.name().to_owned();
     let mut slot = Some(datapath.clone());
     let mut cases = matrix::run(world, &datapath);
+    let clients = Clients::new(world, datapath.capabilities().clients.clone());
     drop(datapath);
-    cases.extend(behaviour::run(world, &mut slot));
+    cases.extend(behaviour::run(&clients, &mut slot));
     if let Some(datapath) = slot {
         let _ = futures::executor::block_on(datapath.close(Close::Remove));
     }

@@ -3,12 +3,13 @@
 use std::{net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
 
 use kubenet_core::{
-    datapath::{Datapath, DatapathError},
+    datapath::{Capabilities, Datapath, DatapathError},
     model::{IpFamily, Protocol},
+    route::Origin,
 };
 
 use super::{
-    Report, run,
+    Outcome, Report, run,
     world::{Got, Live, Narrow, Simulation, World},
 };
 use crate::{
@@ -163,4 +164,30 @@ fn leftovers_are_noticed() {
     let report = lied(|got, _, _| got);
     let failures: Vec<_> = report.failures().map(|case| case.name.as_str()).collect();
     assert_eq!(failures, ["close_remove_leaves_nothing/IPv4", "close_remove_leaves_nothing/IPv6"]);
+}
+
+#[test]
+fn clients_that_a_datapath_does_not_serve_are_told_and_never_pass() {
+    let only_node = || {
+        let mut capabilities = Capabilities::full();
+        capabilities.clients = [Origin::Node].into();
+        MemoryDatapath::with_capabilities(capabilities)
+    };
+    let report = run(&Simulation::new(only_node)).unwrap();
+    assert_eq!(report.failures().count(), 0, "{report}");
+    let outcome = |name: &str| {
+        let case = report.cases.iter().find(|case| case.name == name);
+        &case.unwrap_or_else(|| panic!("no case {name}\n{report}")).outcome
+    };
+    let told = |name: &str| matches!(outcome(name), Outcome::NotSupported(_));
+    assert_eq!(outcome("backend_here/cluster-ip/TCP/IPv4"), &Outcome::Passed);
+    for others in ["pods", "clients outside"] {
+        assert!(told(&format!("backend_here/node-port/TCP/IPv4 of {others}")), "{others}");
+    }
+    // All of its rows, and some of its clients.
+    assert!(!report.cases.iter().any(|case| case.name == "hairpin/cluster-ip/TCP/IPv4"), "{report}");
+    assert!(told("hints_keep_cluster_traffic_in_the_zone/IPv6"));
+    let all = run(&Simulation::new(MemoryDatapath::new)).unwrap();
+    assert_eq!(all.not_supported().count(), 0, "{all}");
+    assert!(report.passed() > 20 && report.passed() < all.passed(), "{report}");
 }

@@ -18,9 +18,9 @@ use kubenet_core::{
 
 use super::{
     bench::{Bench, Step, Stop},
+    clients::Clients,
     matrix::{Asked, unsupported},
     report::{CaseReport, Outcome},
-    world::World,
 };
 
 /// A case: its name, the protocols that it needs, and what it does.
@@ -49,7 +49,7 @@ impl Case {
 const TCP: &[Protocol] = &[Protocol::Tcp];
 const UDP: &[Protocol] = &[Protocol::Udp];
 
-pub(super) fn run(world: &dyn World, slot: &mut Option<Arc<dyn Datapath>>) -> Vec<CaseReport> {
+pub(super) fn run(clients: &Clients<'_>, slot: &mut Option<Arc<dyn Datapath>>) -> Vec<CaseReport> {
     let mut reports = Vec::new();
     // The matrix has the numbers below.
     let mut number = 1000;
@@ -68,8 +68,12 @@ pub(super) fn run(world: &dyn World, slot: &mut Option<Arc<dyn Datapath>>) -> Ve
         for family in IpFamily::ALL {
             number += 10;
             let began = Instant::now();
-            let mut bench = Bench::new(world, slot, family, number);
+            let mut bench = Bench::new(clients, slot, family, number);
             let outcome = match attempt(case, &mut bench) {
+                // Whatever came of it.
+                _ if clients.others_asked() => {
+                    Outcome::NotSupported("it has clients that are not in its capabilities".into())
+                }
                 Ok(()) => Outcome::Passed,
                 Err(Stop::Failed(why)) => Outcome::Failed(why),
                 Err(Stop::NotSupported(why)) => Outcome::NotSupported(why),
