@@ -156,3 +156,25 @@ static __noinline int F(too_big)(struct __sk_buff *skb,
 	return F(send_icmp)(skb, pkt, tuple, F(ICMP_TOO_BIG),
 			    bpf_htonl(pkt->mtu));
 }
+
+/*
+ * A packet at the end of its hops, in this node's own name: to the sender, this
+ * node is a router on the way. See too_big() for checksums.
+ */
+static __noinline int F(expired)(struct __sk_buff *skb,
+				 const struct packet *pkt,
+				 const struct F(tuple) *tuple)
+{
+	const struct config *cfg = get_config();
+	struct F(tuple) from_here = *tuple;
+
+	count(METRIC_DROP_ROUTE);
+	/* Nobody is told about an error, nor more than once about a datagram. */
+	if (pkt->later || pkt->proto == F(ICMP_PROTO))
+		return TC_ACT_SHOT;
+	if (cfg)
+		F(snat)(&from_here.daddr, cfg);
+	if (is_zero(from_here.daddr))
+		copy(from_here.daddr, tuple->daddr);
+	return F(send_icmp)(skb, pkt, &from_here, F(ICMP_EXPIRED), 0);
+}

@@ -77,7 +77,7 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 		if (pkt->ttl <= 1)
-			return drop(METRIC_DROP_ROUTE);
+			return EXPIRED;
 		if (F(rewrite_any)(skb, pkt, from, to, pkt->ttl - 1, rare))
 			return drop(METRIC_DROP_MALFORMED);
 		if (kept)

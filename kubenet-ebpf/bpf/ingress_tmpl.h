@@ -22,6 +22,8 @@ static __always_inline int F(take_flow)(struct packet *pkt,
 	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
 		return TC_ACT_UNSPEC;
+	if (F(is_spoofed)(&tuple->saddr))
+		return drop(METRIC_DROP_SPOOFED);
 	/* A cluster IP, and no port of it that is served. */
 	if (!service)
 		return REJECT;
@@ -118,6 +120,8 @@ static __always_inline int F(ingress)(struct __sk_buff *skb)
 	}
 	if (verdict == TOO_BIG)
 		verdict = F(too_big)(skb, &pkt, &tuple);
+	if (verdict == EXPIRED)
+		verdict = F(expired)(skb, &pkt, &tuple);
 	if (verdict == REJECT) {
 		F(tell_drop)(&tuple, METRIC_REJECTED);
 		verdict = F(reject)(skb, &pkt, &tuple);

@@ -22,6 +22,7 @@
 #define ICMP_PROTO4 IPPROTO_ICMP
 #define ICMP_PORT_UNREACHABLE4 ICMP_DEST_UNREACH, ICMP_PORT_UNREACH
 #define ICMP_TOO_BIG4 ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED
+#define ICMP_EXPIRED4 ICMP_TIME_EXCEEDED, 0
 
 /* What the network header says. `len` is what it says of the packet's length. */
 static __always_inline void take_header4(const struct iphdr *ip, __u32 off,
@@ -195,6 +196,18 @@ static __always_inline long store_quote4(struct __sk_buff *skb, __u32 off,
 static __always_inline void snat4(__be32 *to, const struct config *cfg)
 {
 	*to = cfg->snat4;
+}
+
+/*
+ * Addresses that nobody has: this network, loopback, multicast, broadcast. The
+ * stack takes no packet from them, either.
+ */
+static __always_inline bool is_spoofed4(const __be32 *addr)
+{
+	__u32 first = bpf_ntohl(*addr) >> 24;
+
+	return !first || first == 127 || (first & 0xf0) == 0xe0 ||
+	       *addr == 0xffffffff;
 }
 
 #define IP_FAMILY4 AF_INET

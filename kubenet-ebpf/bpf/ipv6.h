@@ -14,6 +14,7 @@
 #define ICMP_PROTO6 IPPROTO_ICMPV6
 #define ICMP_PORT_UNREACHABLE6 ICMPV6_DEST_UNREACH, ICMPV6_PORT_UNREACH
 #define ICMP_TOO_BIG6 ICMPV6_PKT_TOOBIG, 0
+#define ICMP_EXPIRED6 ICMPV6_TIME_EXCEED, 0
 
 /* Not in the kernel's exported headers. */
 struct fragment6 {
@@ -209,6 +210,19 @@ static __always_inline void snat6(__be32 (*to)[4], const struct config *cfg)
 
 	__builtin_memcpy(to, cfg->snat6[!!(flags & CONFIG_SNAT6_SECOND)],
 			 sizeof(*to));
+}
+
+/* As is_spoofed4(): multicast, none, loopback, and what is of IPv4. */
+static __always_inline bool is_spoofed6(const __be32 (*addr)[4])
+{
+	const __be32 *word = *addr;
+
+	if ((bpf_ntohl(word[0]) >> 24) == 0xff)
+		return true;
+	if (word[0] || word[1])
+		return false;
+	return word[2] == bpf_htonl(0xffff) ||
+	       (!word[2] && bpf_ntohl(word[3]) <= 1);
 }
 
 #define IP_FAMILY6 AF_INET6

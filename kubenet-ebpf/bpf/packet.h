@@ -19,6 +19,7 @@
 #define NEW_FLOW 67
 #define SEND_BACK 68 /* another way than it was going */
 #define RARE 69 /* the packet needs rare_tmpl.h */
+#define EXPIRED 70 /* at the end of its hops */
 
 /* What the programs make of a packet's headers at first sight. */
 enum parsed {

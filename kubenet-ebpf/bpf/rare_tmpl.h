@@ -105,6 +105,8 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 		verdict = drop(METRIC_DROP_ROUTE);
 	if (verdict == TOO_BIG)
 		verdict = F(too_big)(skb, &rare->pkt, &rare->tuple);
+	if (verdict == EXPIRED)
+		verdict = F(expired)(skb, &rare->pkt, &rare->tuple);
 	if (verdict == REJECT) {
 		F(tell_drop)(&rare->tuple, METRIC_REJECTED);
 		verdict = F(reject)(skb, &rare->pkt, &rare->tuple);
@@ -139,7 +141,7 @@ __noinline int F(egress_rare)(struct __sk_buff *skb)
 	if (verdict == SEND_BACK) {
 		verdict = F(forward_rare)(skb, &rare->pkt, &rare->tuple,
 					  &rare->target);
-		if (verdict == TOO_BIG)
+		if (verdict == TOO_BIG || verdict == EXPIRED)
 			verdict = drop(METRIC_DROP_ROUTE);
 	} else if (verdict == REJECT) {
 		verdict = F(reject_own)(skb, &rare->pkt, &rare->tuple);

@@ -372,6 +372,7 @@ enum metric {
 	METRIC_EVENT_OVER_BUDGET,	/* more events than may be reported in a tick */
 	METRIC_EVENT_LOST,	/* no room for it in the datapath's own ring */
 	METRIC_EVENT_LOST_TO_FOLLOWER,	/* nor in the ring of who looks in from outside */
+	METRIC_DROP_SPOOFED,	/* a new flow from an address that no client has */
 	METRIC_MAX,
 };
 

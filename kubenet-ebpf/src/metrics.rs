@@ -33,11 +33,13 @@ pub enum Metric {
     EventLost,
     /// Events for which there was no room: who [follows](crate::Inspector::follow) them read too slowly.
     EventLostToFollower,
+    /// New flows from addresses that no client has: loopback, multicast, broadcast, none.
+    DropSpoofed,
 }
 
 impl Metric {
     /// All of them, in the order of their indexes.
-    pub const ALL: [Metric; 14] = [
+    pub const ALL: [Metric; 15] = [
         Metric::Forwarded,
         Metric::NewFlow,
         Metric::Rejected,
@@ -52,6 +54,7 @@ impl Metric {
         Metric::EventOverBudget,
         Metric::EventLost,
         Metric::EventLostToFollower,
+        Metric::DropSpoofed,
     ];
 
     /// Short name for metrics systems: `drop_no_local_backend`.
@@ -71,6 +74,7 @@ impl Metric {
             Metric::EventOverBudget => "event_over_budget",
             Metric::EventLost => "event_lost",
             Metric::EventLostToFollower => "event_lost_to_follower",
+            Metric::DropSpoofed => "drop_spoofed",
         }
     }
 }

@@ -70,6 +70,7 @@ pub enum Metric {
     EventOverBudget,
     EventLost,
     EventLostToFollower,
+    Spoofed,
 }
 
 /// Where a frame comes in or goes out.

@@ -27,17 +27,75 @@ fn options_and_extension_headers_are_kept() {
     });
 }
 
+/// The node is a router on the way: it answers in its own name, as the stack does.
 #[test]
-fn a_packet_at_the_end_of_its_hops_is_dropped_and_counted() {
+fn a_packet_at_the_end_of_its_hops_is_answered() {
     for_each_kind(|bench, net, proto| {
         let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, 0, &[id], &[]);
         let frame = Frame::new(proto, client, frontend);
-        bench.expect_dropped(Hook::FromPod, frame.clone().ttl(1), Metric::Route);
-        bench.expect_dropped(Hook::FromPod, frame.clone().ttl(0), Metric::Route);
+        for ttl in [1, 0, 1] {
+            let before = bench.metric(Metric::Route);
+            let quote = frame.clone().ttl(ttl);
+            let expected = |frame: &Frame| {
+                let quoted = &frame.bytes()[L3..frame.l4() + 8];
+                frame.with(client, at(net.node, 80)).icmp_about(quoted, (11, 0), (3, 0), 0)
+            };
+            bench.expect_answered(Hook::FromPod, quote, expected);
+            assert_eq!(bench.metric(Metric::Route), before + 1);
+        }
         bench.expect_forwarded(Hook::FromPod, frame.clone().ttl(2), client, backend);
-        bench.expect_forwarded(Hook::FromPod, frame.ttl(255), client, backend);
+        bench.expect_forwarded(Hook::FromPod, frame.clone().ttl(255), client, backend);
+        // Of a known flow, too.
+        let ack = frame.flags(Flags::Ack).ttl(1);
+        let outcome = bench.send(Hook::FromPod, &mut ack.clone());
+        assert_eq!(outcome.action, REDIRECT);
+        assert_eq!(outcome.bytes[..6], ack.mac_from);
+    });
+}
+
+/// No reply could reach them, and the stack takes nothing from them, either.
+#[test]
+fn nobody_is_served_at_an_address_that_no_client_has() {
+    for_each_kind(|bench, net, proto| {
+        let nobodies: &[&str] = if net.vip.is_ipv4() {
+            &[
+                "0.0.0.0",
+                "0.1.2.3",
+                "127.0.0.1",
+                "127.9.9.9",
+                "224.0.0.1",
+                "239.255.255.255",
+                "255.255.255.255",
+            ]
+        } else {
+            &["::", "::1", "ff02::1", "ff05::2", "::ffff:10.1.0.5"]
+        };
+        let somebodies: &[&str] = if net.vip.is_ipv4() {
+            &["1.0.0.1", "126.255.255.255", "128.0.0.1", "223.255.255.255"]
+        } else {
+            &["::2", "2001:db8:ffff::1", "fe00::1"]
+        };
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        bench.cluster_ip(net.vip);
+        for hook in [Hook::FromPod, Hook::FromExternal] {
+            for nobody in nobodies {
+                let from = at(nobody.parse().unwrap(), 40000);
+                bench.expect_dropped(hook, Frame::new(proto, from, frontend), Metric::Spoofed);
+                // Neither are they told that there is no such port.
+                bench.expect_dropped(hook, Frame::new(proto, from, at(net.vip, 81)), Metric::Spoofed);
+                // What is not ours is the stack's.
+                bench.expect_passed(hook, Frame::new(proto, from, at(net.outside, 80)));
+            }
+            assert_eq!(bench.entries(), 0);
+        }
+        for somebody in somebodies {
+            let from = at(somebody.parse().unwrap(), 40000);
+            bench.expect_forwarded(Hook::FromPod, Frame::new(proto, from, frontend), from, backend);
+        }
     });
 }
 

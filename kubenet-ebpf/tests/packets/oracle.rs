@@ -5,8 +5,9 @@
 use std::ops::Range;
 
 use crate::{
-    bench::{Hook, OK, REDIRECT, SHOT, UNSPEC},
+    bench::{Hook, OK, REDIRECT, SHOT, UNSPEC, octets},
     frame::L3,
+    nets::{V4, V6},
 };
 
 const TCP: u8 = 6;
@@ -214,8 +215,15 @@ fn answer(gso: bool, before: &[u8], after: &[u8]) -> Result<(), String> {
     }
     let addresses = &before[asked.addresses()];
     let (from, to) = addresses.split_at(addresses.len() / 2);
-    if after[answer.addresses()] != [to, from].concat() {
+    // A router on the way says when a packet is at the end of its hops, and nobody else than it.
+    let (time_exceeded, node) = if answer.v6 { (3, octets(V6.node)) } else { (11, octets(V4.node)) };
+    let expired = answer.is_icmp() && after[answer.l4] == time_exceeded;
+    let by = if expired { &node } else { to };
+    if after[answer.addresses()] != [by, from].concat() {
         return Err("the answer has wrong addresses".into());
+    }
+    if expired && before[asked.ttl()] > 1 {
+        return Err("is told to be at the end of its hops".into());
     }
     let errors = answer.errors(after, answer.end);
     let right = |error: &u64| match answer.proto {

@@ -379,3 +379,23 @@ fn without_a_neighbour_a_packet_is_left_to_tc() {
         assert_eq!(bench.send_xdp(&mut frame).action, TX);
     });
 }
+
+#[test]
+fn at_the_end_of_its_hops_and_from_nobody_a_packet_goes_no_further() {
+    for_each(|bench, net, proto| {
+        let [client, frontend, _] = serve(bench, net, proto, net.pod_there, 0);
+        let last = Frame::new(proto, client, frontend).ttl(1);
+        bench.expect_xdp_passed(last.clone());
+        let answer = |frame: &Frame| {
+            let quoted = &frame.bytes()[L3..frame.l4() + 8];
+            frame.icmp_about(quoted, (11, 0), (3, 0), 0)
+        };
+        bench.expect_answered(Hook::FromExternal, last, answer);
+        for nobody in if net.node.is_ipv4() { ["127.0.0.1", "0.0.0.0"] } else { ["::1", "::"] } {
+            let before = bench.metric(Metric::Spoofed);
+            let from = at(nobody.parse().unwrap(), 40001);
+            let outcome = bench.send_xdp(&mut Frame::new(proto, from, frontend));
+            assert_eq!((outcome.action, bench.metric(Metric::Spoofed)), (DROP, before + 1));
+        }
+    });
+}
