@@ -206,8 +206,8 @@ fn it_shows_what_is_there_beside_the_process_and_when_that_was_killed() {
 
     let _server = lab.serve("web", 8080).unwrap();
     let mut embedder = Embedder::start(&lab, &pins);
-    let mut open = lab.connect("client", service(80), SOON).unwrap();
-    open.ask(SOON).unwrap();
+    let mut connection = lab.connect("client", service(80), SOON).unwrap();
+    connection.ask(SOON).unwrap();
     for _ in 0..3 {
         lab.http_get("client", service(80), SOON).unwrap();
     }
@@ -233,7 +233,9 @@ fn it_shows_what_is_there_beside_the_process_and_when_that_was_killed() {
         assert_eq!(routes[1]["connections"], 0);
         assert_eq!(report["backends"][0]["local"], true);
         let all = report["connections"].as_array().unwrap();
-        let live = all.iter().find(|c| c["state"] == "open").unwrap_or_else(|| panic!("{report}"));
+        let open: Vec<&Value> = all.iter().filter(|c| c["state"] == "open").collect();
+        let [live] = open[..] else { panic!("the requests are over: {report}") };
+        assert!(all.iter().any(|c| c["state"] == "closing"), "{report}");
         assert_eq!(live["frontend"], service(80).to_string());
         assert!(live["client"].as_str().unwrap().starts_with(&client), "{live}");
         assert_eq!(report["clients"][0]["client"], client);
