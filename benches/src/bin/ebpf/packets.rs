@@ -1,17 +1,15 @@
 //! One packet of each kind, again and again, beside the floor.
 
-use std::process::Command;
-
 use aya::programs::ProgramFd;
 use kubenet_benches::{
     Failure,
-    report::{Goal, Ratio, Record, Report},
+    report::{Ratio, Record, Report},
 };
-use kubenet_ebpf::{MapSizes, XdpMode};
+use kubenet_ebpf::MapSizes;
 use kubenet_testkit::lab::{Lab, LabConfig, Node};
 
 use crate::{
-    kubenet::{FROM_EXTERNAL, FROM_POD, Kubenet, XDP},
+    kubenet::{FROM_EXTERNAL, FROM_POD, Kubenet},
     routes,
     runs::{ACK, Case, Cost, Family, Hook, Plan, REDIRECT, Runs, SYN, Target, XDP_TX, node_address},
 };
@@ -23,9 +21,6 @@ pub(crate) enum Path {
     NotOurs,
     Known,
     New,
-    /// The same of XDP, which leaves a packet to the stack now and then.
-    MostKnown,
-    MostNew,
 }
 
 /// A check for [`Runs::compare`]: every packet of a batch took the path under test.
@@ -44,14 +39,8 @@ pub(crate) fn check_paths<'a>(
         let grew = [now[0] - before[0], now[1] - before[1]];
         before = now;
         let rounds = u64::from(rounds);
-        let expected = match path {
-            Path::Known | Path::MostKnown => [rounds, 0],
-            _ => [0, rounds],
-        };
-        // One in ten seconds, and no batch takes so long.
-        let missing = [expected[0].wrapping_sub(grew[0]), expected[1].wrapping_sub(grew[1])];
-        let some = matches!(path, Path::MostKnown | Path::MostNew);
-        if done && missing.iter().sum::<u64>() > u64::from(some) {
+        let expected = if path == Path::Known { [rounds, 0] } else { [0, rounds] };
+        if done && grew != expected {
             return Err(format!(
                 "of {rounds} packets, {} were of known flows and {} of new ones",
                 grew[0], grew[1]
@@ -82,9 +71,7 @@ pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
         established(&bench, report, &mut runs, family, name)?;
         new_flows(&bench, report, &mut runs, family, name)?;
     }
-    node_port(&bench, report, &mut runs)?;
-    drop(kubenet);
-    in_xdp(report, quick)
+    node_port(&bench, report, &mut runs)
 }
 
 struct Bench<'a> {
@@ -222,60 +209,6 @@ fn node_port(bench: &Bench<'_>, report: &mut Report, runs: &mut Runs) -> Result<
         let costs = beside_floor(bench, runs, Family::V4, program, plan, rounds, path)?;
         let record = Record::new(bench_name, over(&costs[2], &costs[0]), "ns");
         report.add(record.against(over(&costs[1], &costs[0]), FLOOR, Ratio::Cost));
-    }
-    Ok(())
-}
-
-/// What comes in and leaves again by one device, in XDP: beside the floor there.
-fn in_xdp(report: &mut Report, quick: bool) -> Result<(), Failure> {
-    const FLOOR: &str = "an XDP program with one hash lookup and DNAT";
-    if let Some(why) = kubenet_ebpf::probe()?.missing.get(&kubenet_ebpf::Hook::Xdp) {
-        eprintln!("  not measured in XDP: {why}");
-        return Ok(());
-    }
-    let lab = Lab::new(LabConfig::new())?;
-    let netns = lab.node(Node::A).netns().clone();
-    // XDP asks for no neighbour: all ways lead to the outside host.
-    for gateway in ["10.89.0.100", "fd00:89::100"] {
-        let entry = ["neigh", "replace", gateway, "lladdr", "02:00:00:00:00:64", "dev", "eth0"];
-        let output = netns.run(|| Command::new("ip").args(entry).output())??;
-        if !output.status.success() {
-            return Err(format!("ip neigh: {}", String::from_utf8_lossy(&output.stderr)).into());
-        }
-    }
-    let mut sizes = MapSizes::default();
-    sizes.connections = 1 << 20;
-    let kubenet = Kubenet::start(&lab, sizes, |builder| builder.xdp(XdpMode::Native))?;
-    kubenet.replace(routes::table(1, 1)?)?;
-    let mut runs = Runs::new(netns, "eth0", 16)?;
-    runs.fill_floor(0..1)?;
-    let program = kubenet.program(XDP)?;
-    let target = Target::Program(&program);
-    let batches = if quick { 10 } else { 40 };
-    for (family, name) in [(Family::V4, "v4"), (Family::V6, "v6")] {
-        let plan = Plan::default();
-        runs.run(Hook::Xdp, family, target, &Plan { flags: SYN, ..plan }, 1)?;
-        let new = Plan { flows: 1 << 24, next: 1 << 20, flags: SYN, ..plan };
-        for (what, plan, rounds, path, most) in [
-            ("known_flow", plan, ROUNDS, Path::MostKnown, 1.5),
-            ("reply", Plan { reply: true, ..plan }, ROUNDS, Path::MostKnown, 1.5),
-            ("new_flow", new, NEW_ROUNDS, Path::MostNew, 6.0),
-        ] {
-            let targets = [Target::Nobody, Target::Floor, target];
-            // The floor knows the way there alone.
-            let plans = [plan, Plan { reply: false, ..plan }, plan];
-            let mut cases: Vec<_> = targets
-                .iter()
-                .zip(plans)
-                .map(|(target, plan)| case(Hook::Xdp, family, *target, plan))
-                .collect();
-            let paths = [Path::NotOurs, Path::NotOurs, path];
-            let costs = runs.compare(&mut cases, batches, rounds, check_paths(&kubenet, &paths, rounds))?;
-            let [driver, floor, cost] = &costs[..] else { continue };
-            let record = Record::new(format!("{what}_{name}_xdp"), over(cost, driver), "ns");
-            let record = record.against(over(floor, driver), FLOOR, Ratio::Cost);
-            report.add(if family == Family::V4 { record.aim(Goal::RatioAtMost(most)) } else { record });
-        }
     }
     Ok(())
 }

@@ -183,22 +183,12 @@ impl Runs {
             machine::pin();
             let mut out = vec![0; frame.len() + 256];
             // Field `ifindex` of struct __sk_buff.
-            let mut skb = [0; 192];
-            skb[40..44].copy_from_slice(&device.to_ne_bytes());
-            // Fields `data_end` and `ingress_ifindex` of struct xdp_md: a device with a program of its own, which
-            // only programs under test look at.
-            let mut md = [0; 24];
-            md[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
-            md[12..16].copy_from_slice(&device.to_ne_bytes());
-            let context = match (hook, target) {
-                (Hook::Tc, _) => Some(&skb[..]),
-                (Hook::Xdp, Target::Program(_)) => Some(&md[..]),
-                (Hook::Xdp, _) => None,
-            };
+            let mut context = [0; 192];
+            context[40..44].copy_from_slice(&device.to_ne_bytes());
             let options = TestRunOptions {
                 data_in: Some(&frame),
                 data_out: Some(&mut out),
-                ctx_in: context,
+                ctx_in: (hook == Hook::Tc).then_some(&context[..]),
                 repeat: rounds,
                 ..TestRunOptions::default()
             };
