@@ -155,8 +155,8 @@ pub struct FailedRoute {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// By route of the table, and for no others; one that has served nothing may be missing. A route of another Service under the same frontend starts at
-    /// zero.
+    /// By route of the table, and for no others; one that has served nothing may be missing. A route of another
+    /// Service under the same frontend starts at zero.
     pub routes: BTreeMap<Frontend, Traffic>,
     /// By backend of the table, and for no others; one that has served nothing may be missing.
     pub backends: BTreeMap<BackendName, Traffic>,
