@@ -188,6 +188,9 @@ fn clients_that_a_datapath_does_not_serve_are_told_and_never_pass() {
     assert!(!report.cases.iter().any(|case| case.name == "hairpin/cluster-ip/TCP/IPv4"), "{report}");
     assert!(told("hints_keep_cluster_traffic_in_the_zone/IPv6"));
     let all = run(&Simulation::new(MemoryDatapath::new)).unwrap();
-    assert_eq!(all.not_supported().count(), 0, "{all}");
+    // A case without the clients it wants is named after them.
+    let missing: Vec<_> =
+        all.not_supported().map(|case| &case.name).filter(|name| name.contains(" of ")).collect();
+    assert!(missing.is_empty(), "{missing:?}\n{all}");
     assert!(report.passed() > 20 && report.passed() < all.passed(), "{report}");
 }
