@@ -6,25 +6,24 @@ use std::{
     ops::RangeInclusive,
     path::Path,
     thread,
-    time::Duration,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, PerCpuArray, lpm_trie},
-    programs::{
-        Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, tc,
-    },
+    programs::{ProgramError, SchedClassifier, TcAttachType, tc},
 };
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::{
-    frame::{Frame, Proto},
+    frame::Proto,
     netns::{TAP, VETH, node_namespace},
     nets::{Net, V4, V6},
     tap::Tap,
 };
+
+pub use crate::run::{Hook, Outcome};
 
 /// The object under test, unless `KUBENET_BPF_OBJECT` names another, to compare builds.
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/kubenet.bpf.o");
@@ -73,25 +72,28 @@ pub enum Metric {
     Spoofed,
 }
 
-/// Where a frame comes in or goes out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    FromPod,
-    FromExternal,
-    ToDevice,
+/// How the programs are loaded, and for which device.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub external: &'static str,
+    /// With direct server return.
+    pub direct: bool,
+    /// XDP has the programs of TC behind it.
+    pub external_tc: bool,
 }
 
-const POD_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
-const EXTERNAL_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+impl Setup {
+    pub const USUAL: Self = Self { external: VETH, direct: false, external_tc: true };
+}
 
 /// Runs a test on a thread of its own in a namespace of its own. Without root it is skipped, in CI it fails.
 pub fn on_bench(test: impl FnOnce(&mut Bench) + Send) {
-    run_on(VETH, test);
+    on_bench_with(Setup::USUAL, test);
 }
 
 /// As [`on_bench`], with direct server return.
 pub fn on_direct_bench(test: impl FnOnce(&mut Bench) + Send) {
-    run_on_with(VETH, true, test);
+    on_bench_with(Setup { direct: true, ..Setup::USUAL }, test);
 }
 
 /// As [`for_each_kind`], with direct server return.
@@ -117,7 +119,7 @@ pub fn for_each_kind_on_tap(test: impl Fn(&mut Bench, &mut Tap, Net, Proto) + Se
     if !Path::new("/dev/net/tun").exists() {
         return skip("there is no /dev/net/tun");
     }
-    run_on(TAP, |bench| {
+    on_bench_with(Setup { external: TAP, ..Setup::USUAL }, |bench| {
         let mut tap = Tap::open("ext0");
         bench.attach();
         each_kind(bench, &[Proto::Tcp, Proto::Udp], |bench, net, proto| test(bench, &mut tap, net, proto));
@@ -130,16 +132,13 @@ fn skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
-fn run_on(external: &str, test: impl FnOnce(&mut Bench) + Send) {
-    run_on_with(external, false, test);
-}
-
-fn run_on_with(external: &str, direct: bool, test: impl FnOnce(&mut Bench) + Send) {
+/// As [`on_bench`], with another set-up.
+pub fn on_bench_with(setup: Setup, test: impl FnOnce(&mut Bench) + Send) {
     if !nix::unistd::geteuid().is_root() {
         return skip("loading BPF programs needs root");
     }
     thread::scope(|scope| {
-        if let Err(panic) = scope.spawn(|| test(&mut Bench::new(external, direct))).join() {
+        if let Err(panic) = scope.spawn(|| test(&mut Bench::new(setup))).join() {
             std::panic::resume_unwind(panic);
         }
     });
@@ -155,27 +154,20 @@ fn each_kind(bench: &mut Bench, protocols: &[Proto], mut test: impl FnMut(&mut B
     }
 }
 
-/// What a program did.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Outcome {
-    pub action: i32,
-    pub bytes: Vec<u8>,
-}
-
 pub struct Bench {
     pub ebpf: Ebpf,
-    pod0: u32,
+    pub pod0: u32,
     pub ext0: u32,
-    next_backend: u32,
+    pub next_backend: u32,
     next_slot: u32,
-    next_service: u32,
+    pub next_service: u32,
     /// The id and the timeout of Services to come.
     pub affinity: (u32, u32),
 }
 
 impl Bench {
-    fn new(external: &str, direct: bool) -> Self {
-        node_namespace(external);
+    fn new(setup: Setup) -> Self {
+        node_namespace(setup.external);
 
         let object = env::var("KUBENET_BPF_OBJECT").unwrap_or_else(|_| OBJECT.into());
         let mut loader = EbpfLoader::new();
@@ -193,8 +185,9 @@ impl Bench {
         ] {
             loader.map_max_entries(map, 4096);
         }
-        let direct = u32::from(direct);
+        let (direct, external_tc) = (u32::from(setup.direct), u32::from(setup.external_tc));
         loader.override_global("have_dsr", &direct, true);
+        loader.override_global("has_external_tc", &external_tc, true);
         let mut ebpf = loader.load_file(object).expect("load the object");
         for name in ["kubenet_from_pod", "kubenet_from_external", "kubenet_to_device"] {
             without_signals(|| program(&mut ebpf, name).load());
@@ -413,91 +406,9 @@ impl Bench {
         let map = PerCpuArray::<_, u64>::try_from(self.map_mut("metrics")).expect("metrics");
         map.get(&(metric as u32), 0).expect("metric").iter().sum()
     }
-
-    /// Sends a frame to the hook's device, whose MAC address it is given.
-    pub fn send(&mut self, hook: Hook, frame: &mut Frame) -> Outcome {
-        frame.mac_to = self.mac(hook);
-        self.send_bytes(hook, &frame.bytes(), 0)
-    }
-
-    pub fn interface(&self, hook: Hook) -> u32 {
-        if hook == Hook::FromPod { self.pod0 } else { self.ext0 }
-    }
-
-    pub fn mac(&self, hook: Hook) -> [u8; 6] {
-        if hook == Hook::FromPod { POD_MAC } else { EXTERNAL_MAC }
-    }
-
-    /// Sends bytes; with a `gso_size`, as one packet that is to be cut into such segments.
-    pub fn send_bytes(&mut self, hook: Hook, bytes: &[u8], gso_size: u32) -> Outcome {
-        self.run(hook, bytes, gso_size, 1).0
-    }
-
-    /// The same into a buffer, for many packets. Returns the action, and the length of what comes out.
-    pub fn run_into(&mut self, hook: Hook, bytes: &[u8], gso_size: u32, out: &mut [u8]) -> (i32, usize) {
-        let result = self.test_run(hook, bytes, gso_size, 1, out);
-        (result.return_value as i32, result.data_size_out as usize)
-    }
-
-    fn run(&mut self, hook: Hook, bytes: &[u8], gso_size: u32, rounds: u32) -> (Outcome, Duration) {
-        let mut out = vec![0; bytes.len() + 256];
-        let result = self.test_run(hook, bytes, gso_size, rounds, &mut out);
-        out.truncate(result.data_size_out as usize);
-        (Outcome { action: result.return_value as i32, bytes: out }, result.duration)
-    }
-
-    fn test_run(
-        &mut self,
-        hook: Hook,
-        bytes: &[u8],
-        gso_size: u32,
-        rounds: u32,
-        out: &mut [u8],
-    ) -> TestRunResult {
-        let (name, device) = match hook {
-            Hook::FromPod => ("kubenet_from_pod", self.pod0),
-            Hook::FromExternal => ("kubenet_from_external", self.ext0),
-            Hook::ToDevice => ("kubenet_to_device", self.ext0),
-        };
-        // Fields of struct __sk_buff.
-        let mut context = [0; 192];
-        context[40..44].copy_from_slice(&device.to_ne_bytes());
-        if gso_size != 0 {
-            context[164..168].copy_from_slice(&2u32.to_ne_bytes());
-            context[176..180].copy_from_slice(&gso_size.to_ne_bytes());
-        }
-        let options = TestRunOptions {
-            data_in: Some(bytes),
-            data_out: Some(out),
-            ctx_in: Some(&context),
-            repeat: rounds,
-            ..Default::default()
-        };
-        program(&mut self.ebpf, name).test_run(options).expect("test run")
-    }
-
-    /// The least that a packet costs the program at the pod, each time run on its own output so many times.
-    pub fn cost(&mut self, bytes: &[u8], rounds: u32) -> Duration {
-        (0..200).map(|_| self.run(Hook::FromPod, bytes, 0, rounds).1).min().unwrap_or_default()
-    }
-
-    /// Instructions that the verifier walked through, of every program, where the kernel tells.
-    pub fn verified_instructions(&mut self) -> Vec<(String, u32)> {
-        let programs = self.ebpf.programs_mut();
-        let info = programs.map(|(name, program)| {
-            match program {
-                Program::CgroupSockAddr(program) => without_signals(|| program.load()),
-                Program::CgroupSock(program) => without_signals(|| program.load()),
-                Program::Xdp(program) => without_signals(|| program.load()),
-                _ => {}
-            }
-            (name.to_owned(), program.info().expect("loaded"))
-        });
-        info.filter_map(|(name, info)| Some((name, info.verified_instruction_count()?))).collect()
-    }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+pub fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).expect(name)
 }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The frame as the first node sends it on: with the frontend in an option behind the fixed header.
-fn marked(frame: &Frame, frontend: SocketAddr) -> Vec<u8> {
+pub fn marked(frame: &Frame, frontend: SocketAddr) -> Vec<u8> {
     let (address, port) = (octets(frontend.ip()), frontend.port().to_be_bytes());
     if frontend.is_ipv4() {
         let mut frame = frame.clone();

@@ -21,7 +21,7 @@ fn ticks() -> u32 {
 
 impl Bench {
     /// Who listens for how many ticks from now on, and how many events a CPU may report in one.
-    fn listen(&mut self, own: Option<u32>, follower: Option<u32>, budget: u32) {
+    pub fn listen(&mut self, own: Option<u32>, follower: Option<u32>, budget: u32) {
         let until = |ticks_left: Option<u32>| ticks_left.map_or(0, |left| ticks().wrapping_add(left));
         let words = [until(own), until(follower), budget];
         let mut value = [0; 12];
@@ -32,7 +32,7 @@ impl Bench {
         map.set(0, value, 0).unwrap();
     }
 
-    fn events(&mut self, ring: &str) -> Vec<Vec<u8>> {
+    pub fn events(&mut self, ring: &str) -> Vec<Vec<u8>> {
         let mut ring = RingBuf::try_from(self.map_mut(ring)).unwrap();
         let mut events = Vec::new();
         while let Some(event) = ring.next() {

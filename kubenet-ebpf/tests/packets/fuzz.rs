@@ -3,20 +3,33 @@
 //!
 //! `KUBENET_FUZZ_PACKETS` says how many random ones, `KUBENET_FUZZ_SEED` which.
 
-use std::{env, net::SocketAddr, time::Instant};
+use std::{collections::BTreeMap, env, net::SocketAddr, time::Instant};
 
 use crate::{
     bench::{
-        Bench, EXTERNAL_DROP, Hook, INTERNAL_DROP, LOCAL, MASQ_OUTSIDE, OK, REDIRECT, SHOT, SOURCE_RANGES,
-        UNSPEC, on_bench,
+        Bench, EXTERNAL_DROP, Hook, INTERNAL_DROP, LOCAL, MAGLEV, MASQ_OUTSIDE, MASQ_PODS, Metric, OK,
+        REDIRECT, SHOT, SOURCE_RANGES, Setup, UNSPEC, on_bench_with,
     },
+    direct::marked,
     frame::{Flags, Frame, L3, Proto},
     icmp::{IcmpError, kinds},
-    nets::{Net, V4, V6, at},
-    oracle::judge,
+    nets::{Net, V4, V6, at, next},
+    oracle::{Met, judge},
+    xdp::{DROP, PASS, TX},
 };
 
-const HOOKS: [Hook; 3] = [Hook::FromPod, Hook::FromExternal, Hook::ToDevice];
+/// XDP, and those of TC.
+const HOOKS: &[Option<Hook>] = &[None, Some(Hook::FromPod), Some(Hook::FromExternal), Some(Hook::ToDevice)];
+
+/// How the programs may be loaded, and which of them are in use then.
+const SETUPS: [(Setup, &[Option<Hook>]); 3] = [
+    (Setup::USUAL, HOOKS),
+    (Setup { direct: true, ..Setup::USUAL }, HOOKS),
+    (Setup { external_tc: false, ..Setup::USUAL }, &[None]),
+];
+
+/// The maps of what services and backends are charged with.
+const CHARGED: [&str; 3] = ["service_traffic", "backend_traffic4", "backend_traffic6"];
 
 struct Random(u64);
 
@@ -43,6 +56,7 @@ fn serve(bench: &mut Bench, net: Net) {
     let there = bench.backend(at(net.pod_there, 8080), 0);
     let same_port = bench.backend(at(net.pod_there, 85), 0);
     let process = bench.backend(at(net.node, 8080), LOCAL);
+    let narrow = bench.backend(at(net.narrow, 8080), 0);
     let nobody = if net.vip.is_ipv4() { "0.0.0.0" } else { "::" }.parse().expect("address");
     for proto in Proto::ALL {
         bench.serve(at(net.vip, 80), proto, 0, &[here, there], &[here, there]);
@@ -51,16 +65,37 @@ fn serve(bench: &mut Bench, net: Net) {
         bench.serve(at(net.vip, 83), proto, SOURCE_RANGES, &[there], &[there]);
         bench.serve(at(net.vip, 84), proto, MASQ_OUTSIDE, &[there], &[there]);
         bench.serve(at(net.vip, 85), proto, 0, &[same_port], &[same_port]);
+        bench.serve(at(net.vip, 86), proto, MASQ_OUTSIDE, &[narrow], &[narrow]);
+        bench.affinity = (bench.next_service, 1);
+        bench.serve(at(net.vip, 87), proto, MASQ_PODS, &[here, there], &[here, there]);
+        bench.affinity = (0, 0);
+        bench.serve_listed(at(net.vip, 88), proto, MAGLEV, &[here, there]);
         bench.serve(at(nobody, 30080), proto, 0x20, &[process], &[process]);
+        bench.serve(at(nobody, 30081), proto, 0x20 | MASQ_OUTSIDE, &[there], &[there]);
     }
     bench.cluster_ip(net.vip);
+}
+
+/// As most tests are set up, with few ports to masquerade with, so that answers find a flow; somebody listens to
+/// what becomes of the flows, and all is charged.
+fn set_up(bench: &mut Bench) {
+    bench.clear();
+    bench.configure(0, 20000..=20031);
+    serve(bench, V4);
+    serve(bench, V6);
+    bench.listen(Some(1 << 20), Some(1 << 20), u32::MAX);
+    for map in CHARGED {
+        for id in 1..bench.next_service.max(bench.next_backend) {
+            bench.hand_out(map, id, 1);
+        }
+    }
 }
 
 /// Who may talk to whom: to a Service, as a backend that answers, or about neither.
 fn pairs(net: Net) -> Vec<(SocketAddr, SocketAddr)> {
     let mut all = Vec::new();
     for client in [at(net.pod, 40000), at(net.outside, 40000)] {
-        for port in 80..=86 {
+        for port in 80..=89 {
             all.push((client, at(net.vip, port)));
         }
         for backend in
@@ -68,10 +103,29 @@ fn pairs(net: Net) -> Vec<(SocketAddr, SocketAddr)> {
         {
             all.push((backend, client));
         }
-        all.push((client, at(net.node, 30080)));
+        for port in [30080, 30081] {
+            all.push((client, at(net.node, port)));
+        }
         all.push((client, at(net.pod_there, 8080)));
     }
-    all.push((at(net.pod_there, 8080), at(net.node, 20000)));
+    for port in 20000..20004 {
+        all.push((at(net.pod_there, 8080), at(net.node, port)));
+    }
+    all
+}
+
+/// What another node marked for a backend here.
+fn marks(net: Net) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for proto in Proto::ALL {
+        for to in [at(net.pod_here, 8080), at(net.node, 8080), at(net.vip, 80)] {
+            for frontend in [at(next(net.node_inner), 30080), at(net.vip, 80)] {
+                let frame = Frame::new(proto, at(net.outside, 40000), to);
+                all.push(marked(&frame, frontend));
+                all.push(marked(&frame.flags(Flags::Ack), frontend));
+            }
+        }
+    }
     all
 }
 
@@ -79,6 +133,7 @@ fn pairs(net: Net) -> Vec<(SocketAddr, SocketAddr)> {
 fn corpus() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for net in [V4, V6] {
+        all.extend(marks(net));
         for proto in Proto::ALL {
             for (i, (from, to)) in pairs(net).into_iter().enumerate() {
                 for flags in [Flags::Syn, Flags::SynAck, Flags::Ack, Flags::Fin, Flags::Rst] {
@@ -108,63 +163,115 @@ fn corpus() -> Vec<Vec<u8>> {
     all
 }
 
-fn mac(bytes: &mut [u8], bench: &Bench, hook: Hook) {
-    bytes[..6].copy_from_slice(&bench.mac(hook));
-}
-
-/// The kernel refuses to run a program on less than a network header.
-fn shortest(bytes: &[u8]) -> usize {
+/// The kernel refuses to run a program on less than a network header, or an Ethernet header for XDP.
+fn shortest(bytes: &[u8], hook: Option<Hook>) -> usize {
     match bytes[12..14] {
+        _ if hook.is_none() => L3,
         [0x08, 0x00] => L3 + 20,
         [0x86, 0xdd] => L3 + 40,
         _ => L3,
     }
 }
 
-/// Runs a packet and judges what comes of it.
-#[track_caller]
-fn check(bench: &mut Bench, hook: Hook, bytes: &[u8], gso: u32, out: &mut [u8]) -> i32 {
-    let (action, len) = bench.run_into(hook, bytes, gso, out);
-    if let Err(why) = judge(hook, gso != 0, action, bytes, &out[..len]) {
-        panic!("{hook:?}, action {action}: {why}\nsent:     {bytes:02x?}\nreceived: {:02x?}", &out[..len]);
+/// Runs packets and judges what comes of them.
+struct Court<'a> {
+    bench: &'a mut Bench,
+    setup: Setup,
+    out: Vec<u8>,
+    /// How many came out with the mark of direct server return.
+    marked: u64,
+}
+
+impl Court<'_> {
+    /// The packet is given the device's MAC address. Returns what the program does.
+    #[track_caller]
+    fn check(&mut self, hook: Option<Hook>, bytes: &mut [u8], gso: u32) -> i32 {
+        bytes[..6].copy_from_slice(&self.bench.mac(hook.unwrap_or(Hook::FromExternal)));
+        let (action, len) = match hook {
+            Some(hook) => self.bench.run_into(hook, bytes, gso, &mut self.out),
+            None => self.bench.run_xdp_into(bytes, &mut self.out),
+        };
+        let after = &self.out[..len];
+        let met = Met { hook, gso: gso != 0 && hook.is_some(), setup: self.setup };
+        if let Err(why) = judge(met, action, bytes, after) {
+            let Setup { direct, external_tc, .. } = self.setup;
+            eprintln!("direct server return: {direct}, TC behind XDP: {external_tc}, segments of {gso}");
+            panic!("{hook:?}, action {action}: {why}\nsent:     {bytes:02x?}\nreceived: {after:02x?}");
+        }
+        self.marked +=
+            u64::from(self.setup.direct && len == bytes.len() + if bytes[12] == 8 { 8 } else { 24 });
+        action
     }
-    action
+
+    /// What was reported since the last time makes sense.
+    fn check_events(&mut self) -> usize {
+        let events = self.bench.events("events");
+        for event in &events {
+            let [kind, family, proto, reason, ..] = event[..] else { panic!("{event:02x?}") };
+            assert!(event.len() == 60 && matches!(family, 4 | 6), "{event:02x?}");
+            assert!(matches!((kind, reason), (1, 0) | (2, 2..=14)), "{event:02x?}");
+            // Also about what is at the end of its hops, whatever it is.
+            assert!(kind == 2 || Proto::ALL.iter().any(|p| p.number() == proto), "{event:02x?}");
+        }
+        events.len()
+    }
+
+    /// Nothing is charged that did not go through, and backends get what their services get.
+    fn check_charges(&mut self, before: [u64; 2]) {
+        let ids = 1..self.bench.next_service.max(self.bench.next_backend);
+        let [service, ipv4, ipv6] = CHARGED.map(|map| {
+            ids.clone()
+                .map(|id| self.bench.traffic(map, id))
+                .fold([0; 5], |sum, numbers| std::array::from_fn(|i| sum[i] + numbers[i]))
+        });
+        let backends = [0, 1, 2, 3, 4].map(|i| ipv4[i] + ipv6[i]);
+        let [forwarded, begun] = [Metric::Forwarded, Metric::NewFlow].map(|metric| self.bench.metric(metric));
+        let (forwarded, begun) = (forwarded - before[0], begun - before[1]);
+        assert!((1..=begun).contains(&service[0]), "{service:?}, {begun} begun");
+        assert!(service[1] + service[3] <= forwarded + begun, "{service:?}, {forwarded} forwarded");
+        if self.setup.direct {
+            // What a mark began may be a service's, but it is no backend's.
+            assert!(backends.iter().zip(service).all(|(backend, service)| *backend <= service));
+        } else {
+            assert_eq!(backends, service);
+        }
+    }
 }
 
 #[test]
 fn every_good_packet_cut_or_bent_at_any_place_does_no_harm() {
-    on_bench(|bench| {
-        bench.clear();
-        serve(bench, V4);
-        serve(bench, V6);
-        let mut out = vec![0; 4096];
-        // Each twelfth: the others differ little.
-        for (i, good) in corpus().iter().enumerate() {
-            let hook = HOOKS[i % 3];
-            let mut bytes = good.clone();
-            mac(&mut bytes, bench, hook);
-            check(bench, hook, &bytes, 0, &mut out);
-            if i % 12 != 0 {
-                continue;
-            }
-            for len in shortest(&bytes)..bytes.len() {
-                check(bench, hook, &bytes[..len], 0, &mut out);
-            }
-            for at in L3..bytes.len().min(L3 + 120) {
-                let old = bytes[at];
-                for new in [0, 1, 0x7f, 0x80, 0xff, old ^ 1, old ^ 0x10, old.wrapping_add(1)] {
-                    bytes[at] = new;
-                    check(bench, hook, &bytes, 0, &mut out);
+    for (setup, hooks) in SETUPS {
+        on_bench_with(setup, |bench| {
+            bench.load_xdp();
+            set_up(bench);
+            let mut court = Court { bench, setup, out: vec![0; 4096], marked: 0 };
+            // Each twelfth: the others differ little.
+            for (i, good) in corpus().iter().enumerate() {
+                let hook = hooks[i % hooks.len()];
+                let mut bytes = good.clone();
+                court.check(hook, &mut bytes, 0);
+                if i % 12 != 0 {
+                    continue;
                 }
-                bytes[at] = old;
+                for len in shortest(&bytes, hook)..bytes.len() {
+                    court.check(hook, &mut bytes[..len], 0);
+                }
+                for at in L3..bytes.len().min(L3 + 120) {
+                    let old = bytes[at];
+                    for new in [0, 1, 0x7f, 0x80, 0xff, old ^ 1, old ^ 0x10, old.wrapping_add(1)] {
+                        bytes[at] = new;
+                        court.check(hook, &mut bytes, 0);
+                    }
+                    bytes[at] = old;
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 /// Makes a packet worse.
-fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
-    match random.below(12) {
+fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], hook: Option<Hook>, random: &mut Random) {
+    match random.below(13) {
         // As it is.
         0..=2 => {}
         // A few bytes of the headers, or anywhere.
@@ -179,7 +286,7 @@ fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
             bytes[L3 + bit / 8] ^= 1 << (bit % 8);
         }
         7 => {
-            let shortest = shortest(bytes);
+            let shortest = shortest(bytes, hook);
             bytes.truncate(shortest + random.below(bytes.len() - shortest + 1));
         }
         8 => bytes.extend((0..random.below(64)).map(|i| i as u8)),
@@ -198,6 +305,13 @@ fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
             let at = L3 + random.below(bytes.len() - L3);
             bytes.splice(at..at, piece);
         }
+        // In a VLAN, or in one within another.
+        11 => {
+            for _ in 0..=random.below(2) {
+                let tag = [[0x81, 0], [0x88, 0xa8]][random.below(2)];
+                bytes.splice(12..12, [tag[0], tag[1], random.next() as u8, random.next() as u8]);
+            }
+        }
         // Noise, with or without a header in front.
         _ => {
             let from = if random.below(2) == 0 { L3 } else { L3 + 40 };
@@ -206,7 +320,7 @@ fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
             }
         }
     }
-    let shortest = shortest(bytes);
+    let shortest = shortest(bytes, hook);
     if bytes.len() < shortest {
         bytes.resize(shortest, 0);
     }
@@ -222,39 +336,60 @@ fn setting(name: &str) -> Option<u64> {
 fn random_packets_do_no_harm() {
     let count = setting("KUBENET_FUZZ_PACKETS").unwrap_or(100_000);
     let seed = setting("KUBENET_FUZZ_SEED").unwrap_or(1);
-    on_bench(|bench| {
-        bench.clear();
-        serve(bench, V4);
-        serve(bench, V6);
-        let corpus = corpus();
-        let mut random = Random(seed | 1 << 63);
-        let (mut bytes, mut out) = (Vec::new(), vec![0; 4096]);
-        let mut actions = [0u64; 4];
-        let begin = Instant::now();
-        for i in 0..count {
-            if i % 1_000_000 == 999_999 {
-                println!("{} of {count} packets after {:?}", i + 1, begin.elapsed());
-            }
-            let hook = *random.one_of(&HOOKS);
-            bytes.clone_from(random.one_of(&corpus));
-            mutate(&mut bytes, &corpus, &mut random);
-            mac(&mut bytes, bench, hook);
-            let gso = if random.below(50) == 0 { 1 + random.below(1400) as u32 } else { 0 };
-            match check(bench, hook, &bytes, gso, &mut out) {
-                UNSPEC => actions[0] += 1,
-                OK => actions[1] += 1,
-                SHOT => actions[2] += 1,
-                REDIRECT => actions[3] += 1,
-                other => panic!("the program returns {other}"),
-            }
+    let mut random = Random(seed | 1 << 63);
+    let begin = Instant::now();
+    for ((setup, hooks), percent) in SETUPS.into_iter().zip([50, 35, 15]) {
+        on_bench_with(setup, |bench| {
+            bench.load_xdp();
+            set_up(bench);
+            let court = Court { bench, setup, out: vec![0; 4096], marked: 0 };
+            feed(court, hooks, count * percent / 100, &mut random);
+        });
+    }
+    println!("{count} packets from seed {seed} in {:?}", begin.elapsed());
+}
+
+/// Feeds so many packets to the programs of these hooks.
+fn feed(mut court: Court<'_>, hooks: &[Option<Hook>], count: u64, random: &mut Random) {
+    let corpus = corpus();
+    let before = [Metric::Forwarded, Metric::NewFlow].map(|metric| court.bench.metric(metric));
+    let (mut bytes, mut events) = (Vec::new(), 0);
+    // By hook, and by what the program does.
+    let mut actions = vec![BTreeMap::new(); hooks.len()];
+    for i in 0..count {
+        let at = random.below(hooks.len());
+        let hook = hooks[at];
+        bytes.clone_from(random.one_of(&corpus));
+        mutate(&mut bytes, &corpus, hook, random);
+        let gso = if random.below(50) == 0 { 1 + random.below(1400) as u32 } else { 0 };
+        *actions[at].entry(court.check(hook, &mut bytes, gso)).or_insert(0) += 1;
+        if i % 500 == 0 {
+            events += court.check_events();
         }
-        let [passed, to_stack, dropped, sent_on] = actions;
-        println!(
-            "{count} packets from seed {seed} in {:?}: {passed} passed, {to_stack} for the stack, {dropped} dropped, \
-             {sent_on} sent on",
-            begin.elapsed()
-        );
-        // Otherwise nothing was tried.
-        assert!(actions.iter().all(|n| *n > count / 1000), "{actions:?}");
-    });
+    }
+    court.check_charges(before);
+    let Setup { direct, external_tc, .. } = court.setup;
+    println!(
+        "direct server return: {direct}, TC behind XDP: {external_tc}, {events} events, {} marked",
+        court.marked
+    );
+    for (hook, actions) in hooks.iter().zip(&actions) {
+        let names: &[(i32, &str)] = match hook {
+            Some(Hook::ToDevice) => &[(UNSPEC, "passed"), (SHOT, "dropped"), (REDIRECT, "answered")],
+            Some(_) => &[(UNSPEC, "passed"), (OK, "stack"), (SHOT, "dropped"), (REDIRECT, "sent on")],
+            // What begins is TC's, and what it drops.
+            None if direct => &[(PASS, "passed"), (TX, "sent on")],
+            None => &[(PASS, "passed"), (DROP, "dropped"), (TX, "sent on")],
+        };
+        let numbers = names.iter().map(|(action, name)| {
+            let number = actions.get(action).copied().unwrap_or(0);
+            // Otherwise nothing was tried.
+            assert!(number > count / 10_000, "{hook:?}: {number} {name} of {count}");
+            format!("{number} {name}")
+        });
+        let hook = hook.map_or("XDP".into(), |hook| format!("{hook:?}"));
+        println!("  {hook}: {}", numbers.collect::<Vec<_>>().join(", "));
+    }
+    assert!(!direct || court.marked > count / 1000, "{} marked", court.marked);
+    assert!(events as u64 > count / 1000, "{events} events");
 }

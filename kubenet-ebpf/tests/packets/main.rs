@@ -17,6 +17,7 @@ mod icmp;
 mod netns;
 mod nets;
 mod oracle;
+mod run;
 mod tap;
 
 mod affinity;

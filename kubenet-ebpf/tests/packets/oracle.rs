@@ -5,9 +5,11 @@
 use std::ops::Range;
 
 use crate::{
-    bench::{Hook, OK, REDIRECT, SHOT, UNSPEC, octets},
+    bench::{Hook, OK, REDIRECT, SHOT, Setup, UNSPEC, octets},
     frame::L3,
     nets::{V4, V6},
+    run::EXTERNAL_MAC,
+    xdp::{DROP, GATEWAY, PASS, TX},
 };
 
 const TCP: u8 = 6;
@@ -159,26 +161,97 @@ fn sum(bytes: &[u8]) -> u64 {
     if sum == 0 { 0xffff } else { sum }
 }
 
+/// What a frame met.
+#[derive(Clone, Copy)]
+pub struct Met {
+    /// XDP, if none of TC's.
+    pub hook: Option<Hook>,
+    pub gso: bool,
+    pub setup: Setup,
+}
+
 /// Looks at what became of a frame.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn judge(hook: Hook, gso: bool, action: i32, before: &[u8], after: &[u8]) -> Result<(), String> {
+pub fn judge(met: Met, action: i32, before: &[u8], after: &[u8]) -> Result<(), String> {
+    let Met { hook, gso, setup } = met;
+    let Some(hook) = hook else { return judge_xdp(setup, action, before, after) };
     match action {
         SHOT => Ok(()),
         UNSPEC if before == after => Ok(()),
         UNSPEC if hook != Hook::ToDevice => Err("is passed on, but changed".into()),
         REDIRECT if after[..6] == before[6..12] => answer(gso, before, after),
-        UNSPEC | OK | REDIRECT => translation(gso, action, before, after),
+        OK | REDIRECT if setup.direct && hook != Hook::ToDevice && before.len() < after.len() => {
+            translation(gso, action == REDIRECT, before, &without_mark(gso, before, after)?)
+        }
+        UNSPEC | OK | REDIRECT => translation(gso, action == REDIRECT, before, after),
         other => Err(format!("the program returns {other}")),
     }
 }
 
-fn translation(gso: bool, action: i32, before: &[u8], after: &[u8]) -> Result<(), String> {
+fn judge_xdp(setup: Setup, action: i32, before: &[u8], after: &[u8]) -> Result<(), String> {
+    match action {
+        DROP => Ok(()),
+        PASS if before == after => Ok(()),
+        PASS if setup.external_tc => Err("is passed on, but changed".into()),
+        PASS => translation(false, false, before, after),
+        TX if after[..12] != [GATEWAY, EXTERNAL_MAC].concat() => Err("has wrong MAC addresses".into()),
+        TX => translation(false, true, before, &[&before[..12], &after[12..]].concat()),
+        other => Err(format!("the program returns {other}")),
+    }
+}
+
+/// What is left of a packet without the mark of direct server return, if the mark is right and so is the
+/// header with it.
+fn without_mark(gso: bool, before: &[u8], after: &[u8]) -> Result<Vec<u8>, String> {
+    let sent = layout(before, L3, gso).ok_or("is marked, but has no headers that make sense")?;
+    let frontend = (&before[sent.addresses().end - if sent.v6 { 16 } else { 4 }..sent.addresses().end], {
+        // The destination's port.
+        before.get(sent.l4 + 2..sent.l4 + 4).ok_or("is marked, but has no ports")?
+    });
+    let (mark, at) = if sent.v6 {
+        ([&[before[L3 + 6], 2, 0x1e, 18][..], frontend.0, frontend.1, &[1, 0]].concat(), L3 + 40)
+    } else {
+        ([&[0x9e, 8][..], frontend.1, frontend.0].concat(), L3 + 20)
+    };
+    if after.len() != before.len() + mark.len() || after[at..at + mark.len()] != mark {
+        return Err("has a wrong mark".into());
+    }
+    let mut plain = after.to_vec();
+    plain.drain(at..at + mark.len());
+    let length = if sent.v6 { L3 + 4 } else { L3 + 2 };
+    if let Some(marked) = word(after, length).filter(|_| word(before, length) != Some(0)) {
+        let unmarked = marked.checked_sub(mark.len()).ok_or("is marked, but shorter")? as u16;
+        plain[length..length + 2].copy_from_slice(&unmarked.to_be_bytes());
+    }
+    if sent.v6 {
+        if after[L3 + 6] != 60 {
+            return Err("has a mark that no header leads to".into());
+        }
+        plain[L3 + 6] = mark[0];
+        return Ok(plain);
+    }
+    let off = sum(&before[L3..sent.l4]);
+    if sum(&after[L3..sent.l4 + mark.len()]) != off {
+        return Err("has a mark that its header's checksum knows nothing of".into());
+    }
+    plain[L3] = plain[L3].wrapping_sub(2);
+    // As far off as it was.
+    plain[L3 + 10..L3 + 12].fill(0);
+    let check = (off + 0xffff - sum(&plain[L3..sent.l4]) % 0xffff) % 0xffff;
+    plain[L3 + 10..L3 + 12].copy_from_slice(&(check as u16).to_be_bytes());
+    Ok(plain)
+}
+
+fn translation(gso: bool, forwarded: bool, before: &[u8], after: &[u8]) -> Result<(), String> {
     if before.len() != after.len() {
         return Err("has another length".into());
     }
     let outer = layout(before, L3, gso).ok_or("is translated, but has no headers that make sense")?;
+    if before[12..14] != if outer.v6 { [0x86, 0xdd] } else { [8, 0] } {
+        return Err("is translated, but of no family".into());
+    }
     if outer.end > before.len() {
         return Err("is translated, but cut off".into());
     }
@@ -196,7 +269,7 @@ fn translation(gso: bool, action: i32, before: &[u8], after: &[u8]) -> Result<()
         return Err(format!("checksums were off by {errors:x?}, now by {errors_after:x?}"));
     }
     let ttl = outer.ttl();
-    if after[ttl] != before[ttl].wrapping_sub(u8::from(action == REDIRECT)) {
+    if after[ttl] != before[ttl].wrapping_sub(u8::from(forwarded)) {
         return Err(format!("its time to live was {}, now it is {}", before[ttl], after[ttl]));
     }
     changeable.push(ttl..ttl + 1);

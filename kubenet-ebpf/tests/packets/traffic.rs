@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Connections, packets, bytes, and those of replies; `struct traffic` behind its two words.
-type Numbers = [u64; 5];
+pub type Numbers = [u64; 5];
 
 impl Bench {
     fn traffic_map(&mut self, name: &str) -> Array<&mut aya::maps::MapData, [u8; 48]> {
@@ -19,13 +19,13 @@ impl Bench {
     }
 
     /// Whoever has the id from now on.
-    fn hand_out(&mut self, map: &str, id: u32, generation: u32) {
+    pub fn hand_out(&mut self, map: &str, id: u32, generation: u32) {
         let mut value = [0; 48];
         value[..4].copy_from_slice(&generation.to_ne_bytes());
         self.traffic_map(map).set(id, value, 0).expect("set");
     }
 
-    fn traffic(&mut self, map: &str, id: u32) -> Numbers {
+    pub fn traffic(&mut self, map: &str, id: u32) -> Numbers {
         let value = self.traffic_map(map).get(&id, 0).expect("get");
         let mut numbers = value[8..].as_chunks::<8>().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
         [(); 5].map(|()| numbers.next().expect("five numbers"))

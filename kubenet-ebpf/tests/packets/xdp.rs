@@ -17,12 +17,12 @@ use crate::{
 };
 
 /// XDP's answers.
-const DROP: i32 = 1;
-const PASS: i32 = 2;
-const TX: i32 = 3;
+pub const DROP: i32 = 1;
+pub const PASS: i32 = 2;
+pub const TX: i32 = 3;
 
 /// The MAC address of the next hop outside.
-const GATEWAY: [u8; 6] = [2, 0, 0, 0, 2, 2];
+pub const GATEWAY: [u8; 6] = [2, 0, 0, 0, 2, 2];
 
 impl Bench {
     fn xdp(&mut self) -> &mut Xdp {
@@ -43,6 +43,13 @@ impl Bench {
 
     pub fn send_xdp_bytes(&mut self, bytes: &[u8]) -> Outcome {
         let mut out = vec![0; bytes.len() + 256];
+        let (action, len) = self.run_xdp_into(bytes, &mut out);
+        out.truncate(len);
+        Outcome { action, bytes: out }
+    }
+
+    /// The same into a buffer, for many frames. Returns the action, and the length of what comes out.
+    pub fn run_xdp_into(&mut self, bytes: &[u8], out: &mut [u8]) -> (i32, usize) {
         // Fields of struct xdp_md: data, data_end, data_meta, ingress_ifindex.
         let mut context = [0; 24];
         context[4..8].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
@@ -50,14 +57,13 @@ impl Bench {
         let mut context_out = [0; 24];
         let options = TestRunOptions {
             data_in: Some(bytes),
-            data_out: Some(&mut out),
+            data_out: Some(out),
             ctx_in: Some(&context),
             ctx_out: Some(&mut context_out),
             ..Default::default()
         };
         let result = self.xdp().test_run(options).expect("test run");
-        out.truncate(result.data_size_out as usize);
-        Outcome { action: result.return_value as i32, bytes: out }
+        (result.return_value as i32, result.data_size_out as usize)
     }
 
     /// Sends a frame to the device's own address.
