@@ -3,7 +3,8 @@
  * What the benchmark compares with, and what feeds the programs under test.
  *
  * A test run does not restore its packet between rounds. The drivers do: they
- * write the headers anew, of a flow that they choose, and call the program.
+ * write the headers anew, of a flow that they choose, and call the program. Those
+ * of XDP call programs for frames in several buffers, as the datapath's is one.
  */
 #include <stddef.h>
 #include <linux/bpf.h>
@@ -39,6 +40,8 @@ struct plan {
 	__u32 backends;
 	/* Of Services, host byte order. */
 	__u32 port;
+	/* Of the frame, in its order: XDP programs write new ones. */
+	__u16 macs[ETH_ALEN];
 };
 
 struct {
@@ -122,6 +125,7 @@ static __always_inline int restore(void *data, void *data_end)
 
 	if (!p || (void *)(eth + 1) > data_end)
 		return -1;
+	__builtin_memcpy(eth, p->macs, sizeof(p->macs));
 	if (p->random) {
 		flow = part(bpf_get_prandom_u32(), p->flows);
 	} else {
@@ -172,6 +176,8 @@ static __always_inline int restore(void *data, void *data_end)
 	tcp->source = sport;
 	tcp->dest = dport;
 	((__u8 *)tcp)[13] = p->flags;
+	/* Of no pseudo header: one that is yet to be completed, XDP leaves. */
+	tcp->check = 0;
 	return 0;
 }
 
@@ -184,7 +190,7 @@ int tc_driver(struct __sk_buff *skb)
 	return TC_ACT_PIPE;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int xdp_driver(struct xdp_md *ctx)
 {
 	if (!restore((void *)(long)ctx->data, (void *)(long)ctx->data_end))
@@ -200,7 +206,7 @@ int tc_empty(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int xdp_empty(struct xdp_md *ctx)
 {
 	return XDP_TX;
@@ -296,25 +302,37 @@ int tc_floor(struct __sk_buff *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* The same, and the way to its destination looked up. */
+/*
+ * What to ask for the way to a destination, of IPv4. -1: the packet is not
+ * served.
+ */
+static __always_inline int routed(void *data, void *data_end, __u32 device,
+				  struct bpf_fib_lookup *fib)
+{
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+
+	if (dnat(data, data_end) || (void *)(ip + 1) > data_end)
+		return -1;
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = AF_INET;
+	fib->l4_protocol = IPPROTO_TCP;
+	fib->ifindex = device;
+	fib->tot_len = bpf_ntohs(ip->tot_len);
+	fib->ipv4_src = ip->saddr;
+	fib->ipv4_dst = ip->daddr;
+	return 0;
+}
+
+/* The floor, and the way to its destination looked up. */
 SEC("classifier")
 int tc_routed(struct __sk_buff *skb)
 {
-	void *data_end = (void *)(long)skb->data_end;
-	void *data = (void *)(long)skb->data;
-	struct iphdr *ip = data + sizeof(struct ethhdr);
-	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
-		.l4_protocol = IPPROTO_TCP,
-		.ifindex = skb->ifindex,
-	};
 	struct bpf_redir_neigh hop = { .nh_family = AF_INET };
+	struct bpf_fib_lookup fib;
 
-	if (dnat(data, data_end) || (void *)(ip + 1) > data_end)
+	if (routed((void *)(long)skb->data, (void *)(long)skb->data_end,
+		   skb->ifindex, &fib))
 		return TC_ACT_SHOT;
-	fib.tot_len = bpf_ntohs(ip->tot_len);
-	fib.ipv4_src = ip->saddr;
-	fib.ipv4_dst = ip->daddr;
 	switch (bpf_fib_lookup(skb, &fib, sizeof(fib), 0)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
@@ -324,11 +342,30 @@ int tc_routed(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int xdp_floor(struct xdp_md *ctx)
 {
 	if (dnat((void *)(long)ctx->data, (void *)(long)ctx->data_end))
 		return XDP_DROP;
+	return XDP_TX;
+}
+
+/* The same, and to the neighbour that the way leads to. */
+SEC("xdp.frags")
+int xdp_routed(struct xdp_md *ctx)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	void *data = (void *)(long)ctx->data;
+	struct ethhdr *eth = data;
+	struct bpf_fib_lookup fib;
+
+	if (routed(data, data_end, ctx->ingress_ifindex, &fib) ||
+	    bpf_fib_lookup(ctx, &fib, sizeof(fib), 0) !=
+		    BPF_FIB_LKUP_RET_SUCCESS ||
+	    fib.ifindex != ctx->ingress_ifindex || (void *)(eth + 1) > data_end)
+		return XDP_DROP;
+	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
+	__builtin_memcpy(eth->h_dest, fib.dmac, ETH_ALEN);
 	return XDP_TX;
 }
 

@@ -26,6 +26,7 @@ use kubenet_testkit::lab::{Lab, Node};
 /// Names of programs as the kernel keeps them: 15 characters.
 pub(crate) const FROM_POD: &str = "kubenet_from_po";
 pub(crate) const FROM_EXTERNAL: &str = "kubenet_from_ex";
+pub(crate) const XDP: &str = "kubenet_xdp";
 
 /// A datapath on node-a of a lab.
 pub(crate) struct Kubenet {

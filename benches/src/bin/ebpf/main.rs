@@ -14,6 +14,7 @@ mod routes;
 mod runs;
 mod scale;
 mod traffic;
+mod xdp;
 
 use std::process::ExitCode;
 

@@ -54,11 +54,16 @@ impl Default for Plan {
     }
 }
 
+/// MAC address that frames come from.
+const SENDER: [u8; 6] = [2, 0, 0, 0, 9, 9];
+
 /// `struct plan`.
-type Words = [u32; 10];
+type Words = [u32; 13];
 
 impl Plan {
-    fn words(&self) -> Words {
+    /// For frames to this MAC address.
+    fn words(&self, mac: [u8; 6]) -> Words {
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (mac, SENDER);
         [
             self.flows,
             self.services,
@@ -70,6 +75,9 @@ impl Plan {
             self.service,
             routes::ENDPOINTS,
             self.port.into(),
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
         ]
     }
 }
@@ -95,7 +103,7 @@ pub(crate) enum Target<'a> {
     Nobody,
     Empty,
     Floor,
-    /// The floor with a look-up of the route; TC and IPv4 alone.
+    /// The floor with a look-up of the route; IPv4 alone. In XDP, the device must have a program.
     Routed,
     Program(&'a ProgramFd),
 }
@@ -117,7 +125,7 @@ impl Runs {
         for name in ["tc_driver", "tc_empty", "tc_floor", "tc_routed"] {
             tc(&mut ebpf, name)?.load()?;
         }
-        for name in ["xdp_driver", "xdp_empty", "xdp_floor"] {
+        for name in ["xdp_driver", "xdp_empty", "xdp_floor", "xdp_routed"] {
             xdp(&mut ebpf, name)?.load()?;
         }
         let (device, mac) = netns.run(|| -> Result<_, Failure> {
@@ -175,7 +183,7 @@ impl Runs {
         rounds: u32,
     ) -> Result<(f64, u32), Failure> {
         let map = self.ebpf.map_mut("plan").ok_or("no plan")?;
-        Array::<_, Words>::try_from(map)?.set(0, plan.words(), 0)?;
+        Array::<_, Words>::try_from(map)?.set(0, plan.words(self.mac), 0)?;
         self.aim(hook, target)?;
         let frame = self.frame(family)?;
         let (ebpf, device) = (&mut self.ebpf, self.device);
@@ -183,12 +191,22 @@ impl Runs {
             machine::pin();
             let mut out = vec![0; frame.len() + 256];
             // Field `ifindex` of struct __sk_buff.
-            let mut context = [0; 192];
-            context[40..44].copy_from_slice(&device.to_ne_bytes());
+            let mut skb = [0; 192];
+            skb[40..44].copy_from_slice(&device.to_ne_bytes());
+            // Fields `data_end` and `ingress_ifindex` of struct xdp_md: a device with a program of its own, which
+            // only these programs look at.
+            let mut md = [0; 24];
+            md[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+            md[12..16].copy_from_slice(&device.to_ne_bytes());
+            let context = match (hook, target) {
+                (Hook::Tc, _) => Some(&skb[..]),
+                (Hook::Xdp, Target::Program(_) | Target::Routed) => Some(&md[..]),
+                (Hook::Xdp, _) => None,
+            };
             let options = TestRunOptions {
                 data_in: Some(&frame),
                 data_out: Some(&mut out),
-                ctx_in: (hook == Hook::Tc).then_some(&context[..]),
+                ctx_in: context,
                 repeat: rounds,
                 ..TestRunOptions::default()
             };
@@ -241,7 +259,7 @@ impl Runs {
 
     /// A frame whose headers the driver completes.
     fn frame(&self, family: Family) -> Result<Vec<u8>, Failure> {
-        let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 9, 9], self.mac);
+        let ethernet = PacketBuilder::ethernet2(SENDER, self.mac);
         let ip = match family {
             Family::V4 => ethernet.ipv4([0; 4], [0; 4], 64),
             Family::V6 => ethernet.ipv6([0; 16], [0; 16], 64),

@@ -72,7 +72,7 @@ fn a_driver_makes_the_flows_of_its_plan_in_both_directions() {
         let mut seen = Vec::new();
         for plan in [plan, Plan { reply: true, ..plan }] {
             let map = runs.ebpf.map_mut("plan").unwrap();
-            Array::<_, Words>::try_from(map).unwrap().set(0, plan.words(), 0).unwrap();
+            Array::<_, Words>::try_from(map).unwrap().set(0, plan.words(runs.mac), 0).unwrap();
             let frame = runs.frame(Family::V4).unwrap();
             let frame = out(runs, "tc_driver", &frame);
             let ip = Ipv4HeaderSlice::from_slice(&frame[14..]).unwrap();
