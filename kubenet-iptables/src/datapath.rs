@@ -90,6 +90,26 @@ impl Datapath for IptablesDatapath {
         self.run("is_intact", Engine::intact).await
     }
 
+    /// A route of ours counts when its rules are exactly as planned, and comes back as it was given. What a
+    /// kube-proxy left in the chains of the prefix is read, too, until [`replace`](Datapath::replace) takes it over,
+    /// with frontends, endpoints, affinity, source ranges and masquerading as its rules have them. What its rules do
+    /// not say is filled in:
+    ///
+    /// - The Service port's name is that of the comment where the chain's name is the hash of it, and otherwise the
+    ///   hash. A frontend without endpoints has no such chain, and is called what the comment says.
+    /// - An endpoint is local where a chain of local endpoints (`KUBE-SVL-…`) of some Service has it, and not local
+    ///   otherwise. It is ready, and weighs what the others weigh.
+    /// - An address without endpoints that is no cluster IP is an external IP: only comments of rules that lead to
+    ///   endpoints tell a load balancer's.
+    /// - A frontend without endpoints masquerades nobody. A set without endpoints, and without a rule in filter
+    ///   that answers, drops.
+    /// - Where nothing tells pods from others, pods are led where the node is.
+    /// - The revision is 0. Of the node, the way to tell pods is known, and the addresses that node ports answer on
+    ///   where there is a rule for each.
+    ///
+    /// While rules of both are there, as when a take-over was interrupted, what ours serve counts, also where its
+    /// endpoints are still picked by chains of the kube-proxy. Of other frontends those are read whose rules are
+    /// certainly a kube-proxy's, by their comments and the names of their chains.
     async fn read(&self) -> Result<RouteTable, DatapathError> {
         self.run("read", |engine| engine.read()).await
     }

@@ -156,10 +156,30 @@ impl Names {
         ["-SVC-", "-SVL-"].iter().any(|kind| self.is_of_kind(chain, kind))
     }
 
+    /// Whether it is a kube-proxy's chain that picks from the endpoints on this node.
+    pub(crate) fn is_local_set(&self, chain: &ChainName) -> bool {
+        self.is_of_kind(chain, "-SVL-")
+    }
+
+    /// Whether it is the chain of one endpoint.
+    pub(crate) fn is_endpoint(&self, chain: &ChainName) -> bool {
+        self.is_of_kind(chain, "-SEP-")
+    }
+
+    /// The last part of a chain's name.
+    pub(crate) fn hash_of<'c>(&self, chain: &'c ChainName) -> &'c str {
+        chain.as_ref().rsplit('-').next().unwrap_or_default()
+    }
+
+    /// Whether a chain is named after this Service port.
+    pub(crate) fn has_hash(&self, chain: &ChainName, hash: &NameHash) -> bool {
+        self.hash_of(chain) == hash.as_str()
+    }
+
     /// Whether a chain picks a backend or translates to one, and does it alike whoever leads to it. So it is in
     /// kube-proxy's layout, too.
     pub(crate) fn picks(&self, chain: &ChainName) -> bool {
-        self.is_set(chain) || self.is_set_part(chain) || self.is_of_kind(chain, "-SEP-")
+        self.is_set(chain) || self.is_set_part(chain) || self.is_endpoint(chain)
     }
 
     fn is_of_kind(&self, chain: &ChainName, kind: &str) -> bool {

@@ -2,6 +2,10 @@
 //!
 //! The comments say what the routes are; then the plan of these routes is compared with the chains that were
 //! found. A route whose rules are not exactly what it needs is not served, and is left out.
+//!
+//! Frontends that no rules of ours serve may be a kube-proxy's: see [`kube_proxy`].
+
+mod kube_proxy;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -22,10 +26,11 @@ use crate::{
     work,
 };
 
-/// The routes that these families serve. Families that hold nothing of ours serve nothing.
+/// The routes that these families serve. Families that hold nothing of ours, and nothing of a kube-proxy, serve
+/// nothing.
 pub(crate) fn table(context: &Arc<Context>, saved: &BTreeMap<IpFamily, Saved>) -> RouteTable {
-    let mut revision = Revision::default();
-    let mut node = Arc::new(NodeRouting::default());
+    let mut ours: Option<(Revision, Arc<NodeRouting>)> = None;
+    let mut theirs = kube_proxy::Found::default();
     let mut routes = Vec::new();
     for (family, saved) in saved {
         let mut chains = saved.known();
@@ -34,19 +39,23 @@ pub(crate) fn table(context: &Arc<Context>, saved: &BTreeMap<IpFamily, Saved>) -
                 *rules = each.into();
             }
         }
-        let Some((of_family, facts)) = state(context, &chains) else { continue };
+        let state = state(context, &chains);
+        theirs.add(&context.names, *family, saved, state.is_some());
+        let Some((of_family, facts)) = state else { continue };
         if !jumps_are_there(context, &facts, *family, saved) {
             continue;
         }
         let facts = Arc::new(facts);
-        if of_family >= revision {
-            (revision, node) = (of_family, Arc::clone(&facts));
+        if ours.as_ref().is_none_or(|(revision, _)| of_family >= *revision) {
+            ours = Some((of_family, Arc::clone(&facts)));
         }
         let found = Decoder { context, chains: &chains }.routes(*family);
         let candidate = RouteTable::new(of_family, facts, found);
         routes.extend(served(context, *family, saved, candidate));
     }
-    RouteTable::new(revision, node, routes)
+    let (revision, node) = ours.unwrap_or_else(|| (Revision::default(), Arc::new(theirs.node())));
+    // Of two for one frontend the later counts.
+    RouteTable::new(revision, node, theirs.into_routes().into_iter().chain(routes))
 }
 
 fn state(context: &Context, chains: &Chains) -> Option<(Revision, NodeRouting)> {
@@ -89,10 +98,22 @@ fn served(context: &Arc<Context>, family: IpFamily, saved: &Saved, candidate: Ro
             (!stops).then(|| (planned.0, found.iter().collect()))
         })
         .collect();
+    let held = saved.held();
+    let mut theirs = kube_proxy::Sets::new(&context.names, family, &held);
+    let ours = Decoder { context, chains: planned };
+    // While a kube-proxy's rules are taken over, its chain may still pick what ours will.
+    let mut picks_alike = |key: &ChainKey, route: &Route| {
+        let (Some(set), Some(backends)) = (theirs.get(&key.1), ours.backends(&key.1)) else { return false };
+        let both = set.backends.iter().zip(backends.iter());
+        set.is_whole
+            && set.affinity == route.affinity
+            && set.backends.len() == backends.len()
+            && both.into_iter().all(|(a, b)| a.socket_addr() == b.socket_addr())
+    };
     candidate
         .routes()
         .filter(|route| {
-            planner.chains_of(route).iter().all(|key| !wrong.contains(key))
+            planner.chains_of(route).iter().all(|key| !wrong.contains(key) || picks_alike(key, route))
                 && planner.dispatch_of(&route.frontend).iter().all(|(key, rules)| {
                     found.get(key).is_some_and(|found| rules.iter().all(|rule| found.contains(rule)))
                 })

@@ -204,6 +204,11 @@ impl Chance {
         Self::of(kept, Self::KERNEL)
     }
 
+    /// Whether it is none.
+    pub(crate) fn is_never(self) -> bool {
+        self.kept() == 0
+    }
+
     /// As the kernel keeps it.
     fn kept(self) -> u64 {
         scaled(self.0, Self::KERNEL, Self::DIGITS)

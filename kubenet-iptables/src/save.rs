@@ -142,8 +142,55 @@ impl Saved {
     }
 }
 
+/// A rule of a kube-proxy: what ours have, and what only it has.
+#[derive(Clone, Debug)]
+pub(crate) struct Loose {
+    pub(crate) rule: Rule,
+    /// The destination is an address of this node.
+    pub(crate) to_node: bool,
+    /// The interface that the packet did not come in through.
+    pub(crate) not_interface: Option<Interface>,
+}
+
+/// Reads a rule that we may not write as a kube-proxy's. `None` where it is not one, either.
+pub(crate) fn loose(rule: &Rule) -> Option<Loose> {
+    let Some(Target::Foreign { text, .. }) = &rule.target else {
+        return Some(Loose { rule: rule.clone(), to_node: false, not_interface: None });
+    };
+    let (mut to_node, mut not_interface) = (false, None);
+    let words = words(text);
+    let (mut rest, mut kept) = (&words[..], Vec::new());
+    while let [word, behind @ ..] = rest {
+        let taken = match (word.as_str(), behind) {
+            ("--comment", [comment, ..]) => {
+                kept.extend([word.clone(), comment.clone()]);
+                2
+            }
+            ("--dst-type", [kind, ..]) if kind == "LOCAL" => {
+                to_node = true;
+                2
+            }
+            ("!", [option, name, ..]) if option == "-i" => {
+                not_interface = Some(Interface::parse(name));
+                3
+            }
+            // Node ports of which something else serves those on loopback addresses.
+            ("!", [option, address, ..]) if option == "-d" && net(address)?.addr().is_loopback() => 3,
+            // Counts.
+            ("-m", [name, ..]) if name == "nfacct" => 2,
+            ("--nfacct-name", [_, ..]) => 2,
+            _ => {
+                kept.push(word.clone());
+                1
+            }
+        };
+        rest = rest.get(taken..)?;
+    }
+    Some(Loose { rule: parse_words(&kept)?, to_node, not_interface })
+}
+
 /// Whether no packet gets past a rule.
-fn ends_all(rule: &Rule) -> bool {
+pub(crate) fn ends_all(rule: &Rule) -> bool {
     let target = rule.target.clone();
     matches!(target, Some(Target::Accept | Target::Drop | Target::Return))
         && *rule == Rule { target, comment: rule.comment.clone(), ..Rule::default() }

@@ -13,15 +13,19 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
-use common::{programs::Programs, *};
+use common::{kube_proxy, programs::Programs, *};
 use data_encoding::BASE32;
 use futures::executor::block_on;
 use kubenet_core::{
     datapath::{Close, Datapath, DatapathExt, ErrorKind},
-    model::IpFamily,
-    route::{FrontendAddress, RouteTable},
+    model::{IpFamily, LocalDetector, Protocol},
+    route::{
+        Backend, Frontend, FrontendAddress, FrontendKind, Masquerade, Route, RouteTable, ServicePortName,
+        Target, WhenEmpty,
+    },
 };
 use kubenet_iptables::Variant;
 use kubenet_testkit::lab::{CLUSTER_CIDR_V4, Node, Place};
@@ -141,6 +145,49 @@ fn sorted(world: &World) -> BTreeSet<String> {
     world.rules().lines().map(sorted).collect()
 }
 
+/// Whether what was read of a kube-proxy's rules is this table, as far as they say it.
+fn check_read(read: &RouteTable, table: &RouteTable) {
+    let of_family = || table.routes().filter(|route| route.frontend.family() == V4);
+    assert_eq!(read.len(), of_family().count());
+    for route in of_family() {
+        let found = read.get(&route.frontend).unwrap();
+        let same = |a: &Route| (a.kind, a.service_port.clone(), a.affinity);
+        assert_eq!(same(found), same(route));
+        let backends = |route: &Route| route.backends().map(|b| b.socket_addr()).collect::<Vec<_>>();
+        assert_eq!(backends(found), backends(route));
+    }
+}
+
+#[test]
+fn a_kube_proxys_rules_are_read_and_are_the_same_routes_once_taken_over() {
+    for variant in VARIANTS {
+        let Some(world) = world(variant) else { return };
+        for (family, base) in [(IpFamily::V4, "iptables"), (IpFamily::V6, "ip6tables")] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), kube_proxy::saved(family)).unwrap();
+            let restore = format!("{base}-{}-restore --noflush -w 5", world.word());
+            world.run("sh", &["-c", &format!("{restore} <{}", file.path().display())]);
+        }
+        let datapath = world.start();
+        let routes =
+            || IpFamily::ALL.into_iter().flat_map(|f| kube_proxy::routes(f, kube_proxy::told_by_rules));
+        let read = block_on(datapath.read()).unwrap();
+        let pods = IpFamily::ALL.map(|family| kube_proxy::pods(family).parse().unwrap());
+        assert_eq!(read.node().local_detector, LocalDetector::Cidrs(pods.into()));
+        let expected = RouteTable::new(read.revision(), Arc::clone(read.node()), routes());
+        assert_eq!(read, expected, "{variant:?}");
+        let rules = world.rules();
+        let table = world.table(1, routes().map(|route| Route::clone(&route)).collect());
+        let report = block_on(datapath.replace(Arc::clone(&table))).unwrap();
+        assert_eq!((report.upserted, report.removed, report.failed.len()), (table.len(), 0, 0));
+        assert_ne!(world.rules(), rules);
+        assert_eq!(block_on(datapath.read()).unwrap(), *table, "{variant:?}");
+        assert!(!world.rules().contains(":KUBE-PROXY") && !world.rules().contains(":KUBE-SEP"));
+        block_on(datapath.close(Close::Remove)).unwrap();
+        assert!(!world.rules().contains("KUBE"));
+    }
+}
+
 #[test]
 fn no_flow_fails_or_is_seen_otherwise_while_many_rules_of_a_kube_proxy_are_taken_over() {
     for variant in VARIANTS {
@@ -160,6 +207,7 @@ fn no_flow_fails_or_is_seen_otherwise_while_many_rules_of_a_kube_proxy_are_taken
         let (done, asked) = (AtomicBool::new(false), ways.each_ref().map(|_| AtomicUsize::new(0)));
         let rounds = || asked.iter().map(|n| n.load(Ordering::Relaxed)).min().unwrap();
         let datapath = world.builder().program_directory(programs.path()).build().unwrap();
+        check_read(&block_on(datapath.read()).unwrap(), &table);
         programs.count(PROGRAM, "");
         thread::scope(|scope| {
             for ((from, to), asked) in ways.iter().zip(&asked) {
@@ -232,4 +280,71 @@ fn a_take_over_that_is_killed_anywhere_leaves_the_kube_proxys_rules_or_serves() 
         failed += 1;
     }
     assert!(failed > 2, "{failed} calls");
+}
+
+/// Services of several endpoints each, beside the one that is dialled.
+fn cluster(world: &World, services: u16, endpoints: u16) -> Arc<RouteTable> {
+    let many = (0..services).map(|i| {
+        let [high, low] = i.to_be_bytes();
+        let frontend = Frontend::ip([10, 97, high, low].into(), port(80), Protocol::Tcp);
+        let name = ServicePortName { service: format!("s{i}").into(), ..name() };
+        let backend = |n| Backend::new([10, 245, high, low].into(), port(n), false);
+        let target =
+            Target { backends: (1..=endpoints).map(backend).collect(), when_empty: WhenEmpty::Reject };
+        let not_pods = Masquerade { pods: false, node: true, outside: true };
+        Route::new(frontend, FrontendKind::ClusterIp, name, target, not_pods)
+    });
+    world.table(1, world.service(&["a2", "b1"]).into_iter().chain(many).collect())
+}
+
+#[test]
+#[ignore = "takes minutes: it measures"]
+fn what_it_takes_to_take_over_5000_services_of_10_endpoints() {
+    let Some(world) = world(Variant::Nft) else { return };
+    let table = cluster(&world, 5_000, 10);
+    let began = Instant::now();
+    program(&world, &kube_proxys(&table));
+    println!("programmed as a kube-proxy does in {:?}", began.elapsed());
+    let datapath = world.start();
+    let began = Instant::now();
+    let read = block_on(datapath.read()).unwrap();
+    println!("read in {:?}", began.elapsed());
+    check_read(&read, &table);
+    let node_port = (world.address(Node::A, V4), NODE_PORT).into();
+    let ways: [(Place, _); 3] =
+        [("a1".into(), cluster_ip(V4)), (Node::A.into(), cluster_ip(V4)), (Place::Outside, node_port)];
+    let done = AtomicBool::new(false);
+    let mut failed = 0;
+    thread::scope(|scope| {
+        let clients = ways.map(|(from, to)| {
+            let (world, done) = (&world, &done);
+            scope.spawn(move || {
+                let (mut asked, mut failed, mut slowest) = (0_usize, 0_usize, Duration::ZERO);
+                while !done.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    let answer = world.lab.http_get(from.clone(), to, Duration::from_secs(5));
+                    slowest = slowest.max(began.elapsed());
+                    failed += usize::from(answer.is_err());
+                    asked += 1;
+                }
+                (from, asked, failed, slowest)
+            })
+        });
+        thread::sleep(SECOND);
+        let began = Instant::now();
+        let report = block_on(datapath.replace(Arc::clone(&table))).unwrap();
+        println!("taken over in {:?}", began.elapsed());
+        assert_eq!(report.failed.len(), 0);
+        thread::sleep(SECOND);
+        done.store(true, Ordering::Relaxed);
+        for client in clients {
+            let (from, asked, of_it, slowest) = client.join().unwrap();
+            println!("{from}: {asked} connections, {of_it} failed, the slowest took {slowest:?}");
+            failed += of_it;
+        }
+    });
+    assert_eq!(failed, 0);
+    assert_eq!(block_on(datapath.drift(&table)).unwrap(), None);
+    assert!(!world.rules().contains("KUBE-SEP-"));
+    block_on(datapath.close(Close::Remove)).unwrap();
 }

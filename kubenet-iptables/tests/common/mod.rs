@@ -7,6 +7,7 @@
     reason = "each test binary uses a part; a failed step fails the test"
 )]
 
+pub mod kube_proxy;
 pub mod programs;
 
 use std::{
