@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "traffic/burst.rs"]
+mod burst;
 #[path = "traffic/connected.rs"]
 mod connected;
 #[path = "traffic/fragments.rs"]
