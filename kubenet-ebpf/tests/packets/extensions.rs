@@ -190,9 +190,12 @@ fn l4_a_tag_that_is_still_in_the_frame_is_the_business_of_the_vlans_device() {
             for tag in [0, 5, 0x6000, 0xffff] {
                 for mut frame in [frame.clone(), answer.clone()] {
                     frame.mac_to = bench.mac(hook);
-                    let bytes = tagged(&frame, tag);
-                    let outcome = bench.send_bytes(hook, &bytes, 0);
-                    assert_eq!((outcome.action, outcome.bytes), (UNSPEC, bytes));
+                    let once = tagged(&frame, tag);
+                    let twice = [&once[..12], &[0x88, 0xa8, 0, 9], &once[12..]].concat();
+                    for bytes in [once, twice] {
+                        let outcome = bench.send_bytes(hook, &bytes, 0);
+                        assert_eq!((outcome.action, outcome.bytes), (UNSPEC, bytes));
+                    }
                 }
             }
         }

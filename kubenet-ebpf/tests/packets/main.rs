@@ -41,3 +41,4 @@ mod sources;
 mod traffic;
 mod wire;
 mod xdp;
+mod xdp_alone;

@@ -9,7 +9,8 @@ use aya::{
 
 use crate::{
     bench::{
-        Bench, Hook, LOCAL, MASQ_OUTSIDE, Metric, Outcome, REDIRECT, SOURCE_RANGES, on_bench, without_signals,
+        Bench, Hook, LOCAL, MASQ_OUTSIDE, Metric, Outcome, REDIRECT, SOURCE_RANGES, Setup, on_bench,
+        on_bench_with, without_signals,
     },
     frame::{Flags, Frame, L3, Proto},
     netns::ip,
@@ -91,7 +92,7 @@ impl Bench {
 const NODE_PORT: u16 = 30080;
 
 /// A node port with one backend, masqueraded. Client, frontend and backend.
-fn serve(bench: &mut Bench, net: Net, proto: Proto, backend: IpAddr, flags: u16) -> [SocketAddr; 3] {
+pub fn serve(bench: &mut Bench, net: Net, proto: Proto, backend: IpAddr, flags: u16) -> [SocketAddr; 3] {
     let nobody = match net.node {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -103,7 +104,7 @@ fn serve(bench: &mut Bench, net: Net, proto: Proto, backend: IpAddr, flags: u16)
 }
 
 /// Begins a flow, and says what it is masqueraded with.
-fn begin(bench: &mut Bench, proto: Proto, [client, frontend, backend]: [SocketAddr; 3]) -> SocketAddr {
+pub fn begin(bench: &mut Bench, proto: Proto, [client, frontend, backend]: [SocketAddr; 3]) -> SocketAddr {
     let mut syn = Frame::new(proto, client, frontend);
     let outcome = bench.send_xdp(&mut syn);
     assert_eq!(outcome.action, TX);
@@ -118,7 +119,16 @@ fn begin(bench: &mut Bench, proto: Proto, [client, frontend, backend]: [SocketAd
 }
 
 fn for_each(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
-    on_bench(|bench| {
+    for_each_with(Setup::USUAL, test);
+}
+
+/// The same without the programs of TC behind it.
+pub fn for_each_alone(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
+    for_each_with(Setup { external_tc: false, ..Setup::USUAL }, test);
+}
+
+fn for_each_with(setup: Setup, test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
+    on_bench_with(setup, |bench| {
         bench.load_xdp();
         for net in [V4, V6] {
             for proto in [Proto::Tcp, Proto::Udp] {
@@ -223,13 +233,16 @@ fn what_is_rare_passes_untouched() {
         if proto == Proto::Tcp {
             bench.expect_xdp_passed(ack.with(at(net.outside, 40001), frontend));
         }
-        // A frame with a VLAN's tag, one for everybody, and one for somebody else.
+        // A frame with a VLAN's tag, or with two, one for everybody, and one for somebody else.
         let mut frame = ack.clone();
         frame.mac_to = bench.mac(Hook::FromExternal);
         let bytes = frame.bytes();
         for tag in [[0, 7], [0xe0, 0]] {
             let tagged = [&bytes[..12], &[0x81, 0][..], &tag, &bytes[12..]].concat();
-            assert_eq!(bench.send_xdp_bytes(&tagged), Outcome { action: PASS, bytes: tagged });
+            let twice = [&bytes[..12], &[0x88, 0xa8, 0, 9][..], &tagged[12..]].concat();
+            for tagged in [tagged, twice] {
+                assert_eq!(bench.send_xdp_bytes(&tagged), Outcome { action: PASS, bytes: tagged });
+            }
         }
         for mac in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 2, 2], [2, 0, 0, 0, 3, 1]] {
             frame.mac_to = mac;
