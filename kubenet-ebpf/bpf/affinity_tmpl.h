@@ -11,13 +11,14 @@ static __always_inline
 				const struct service *service,
 				const struct choice *choice, __u64 now)
 {
+	const __u64 slack = (__u64)KUBENET_CLOCK_SLACK << KUBENET_CLOCK_SHIFT;
 	__u64 timeout = (__u64)service->timeout * 1000000000;
 	struct affinity *given;
 	__u32 id;
 
 	given = bpf_map_lookup_elem(&F(affinity), key);
-	/* Another CPU may have read the clock later than this one. */
-	if (!given || (__s64)(now - given->last_new) > (__s64)timeout)
+	/* Nor does one count from further ahead than a CPU's clock can be. */
+	if (!given || now - given->last_new + slack > timeout + slack)
 		return 0;
 	id = given->backend;
 	/* Another frontend, or the other side of this one, may have others. */

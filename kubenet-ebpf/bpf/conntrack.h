@@ -27,8 +27,9 @@
 
 static __always_inline bool older(__u32 last_seen, __u32 now, __u32 ticks)
 {
-	/* Another CPU may have read the clock a tick later than this one. */
-	return (__s32)(now - last_seen) >= (__s32)ticks;
+	/* A stamp of no clock that is known here is older than everything. */
+	return now - last_seen + KUBENET_CLOCK_SLACK >=
+	       ticks + KUBENET_CLOCK_SLACK;
 }
 
 /* What to do with a packet whose tuple is known. */

@@ -19,9 +19,12 @@ static __always_inline const struct listeners *get_listeners(void)
 	return found && (found->until[0] || found->until[1]) ? found : NULL;
 }
 
+/* Nobody says that he listens for longer than this, in ticks. */
+#define LEASE_MOST 128
+
 static __always_inline bool listens(__u32 until, __u32 now)
 {
-	return until && (__s32)(until - now) > 0;
+	return until && until - now - 1 < LEASE_MOST;
 }
 
 /* Whether this CPU may report another event in this tick. */

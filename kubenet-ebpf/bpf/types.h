@@ -20,6 +20,12 @@
 /* Of the monotonic clock in nanoseconds: what last_seen leaves out. */
 #define KUBENET_CLOCK_SHIFT 30
 
+/*
+ * Ticks by which a stamp may be ahead of the clock, as another CPU may have read
+ * that a moment later. From further ahead is no stamp of this clock.
+ */
+#define KUBENET_CLOCK_SLACK 2
+
 /* ---- services: frontend -> where its backends stand in `slots` ---- */
 
 struct service_key4 {

@@ -42,6 +42,8 @@ pub(crate) const CONFIG_PREFIX: u32 = 0x200;
 /// Bits of the coarse monotonic clock in nanoseconds that a conntrack entry's `last_seen` leaves out: a tick
 /// is 1.07 s.
 pub(crate) const CLOCK_SHIFT: u32 = 30;
+/// Ticks by which a stamp may be ahead of the clock; from further ahead is no stamp of this clock.
+pub(crate) const CLOCK_SLACK: u32 = 2;
 
 /// A port in network byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -500,9 +502,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_is_that_of_the_programs() {
-        let line = format!("#define KUBENET_LAYOUT {VERSION}");
-        assert!(include_str!("../bpf/types.h").lines().any(|l| l == line), "no line {line:?} in types.h");
+    fn what_both_sides_must_agree_on_is_that_of_the_programs() {
+        for (name, value) in [("LAYOUT", VERSION), ("CLOCK_SHIFT", CLOCK_SHIFT), ("CLOCK_SLACK", CLOCK_SLACK)]
+        {
+            let line = format!("#define KUBENET_{name} {value}");
+            assert!(include_str!("../bpf/types.h").lines().any(|l| l == line), "no line {line:?} in types.h");
+        }
     }
 
     #[test]

@@ -20,13 +20,14 @@ use kubenet_core::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 
-use super::{flows, maps::Maps, mmap::Mapped};
+use super::{clock, maps::Maps, mmap::Mapped};
 use crate::{
     Metric,
     layout::{EVENT_DROP, EVENT_FLOW, Event, Listeners},
 };
 
-/// How often a reader says that it is there, and for how many ticks it is believed.
+/// How often a reader says that it is there, and for how many ticks it is believed:
+/// fewer than `LEASE_MOST` in `bpf/events.h`.
 pub(super) const RENEWAL: Duration = Duration::from_millis(500);
 const LEASE: u32 = 3;
 
@@ -77,7 +78,7 @@ impl Ring {
     /// Goes on listening.
     pub(super) fn renew(&self) -> io::Result<()> {
         // 0 is nobody.
-        let until = flows::clock()?.wrapping_add(LEASE).max(1);
+        let until = clock::ticks()?.wrapping_add(LEASE).max(1);
         self.listeners.store_word(0, self.reader as usize, until);
         Ok(())
     }

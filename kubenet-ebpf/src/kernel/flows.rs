@@ -3,9 +3,11 @@
 use std::io;
 
 use kubenet_core::{datapath::DatapathError, model::Protocol};
-use nix::time::{ClockId, clock_gettime};
 
-use super::maps::{FamilyMaps, Maps};
+use super::{
+    clock,
+    maps::{FamilyMaps, Maps},
+};
 use crate::layout::{Address, CLOCK_SHIFT, CT_FIN, CT_REPLY, CT_RST, CT_SEEN_REPLY, Conntrack, Tuple};
 
 /// Seconds without a packet after which a flow counts as gone, though nobody closed it.
@@ -20,16 +22,9 @@ mod idle {
     pub(super) const UDP: u32 = 120;
 }
 
-/// The clock of `last_seen`.
-pub(crate) fn clock() -> io::Result<u32> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
-    let nanoseconds = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-    Ok((nanoseconds >> CLOCK_SHIFT) as u32)
-}
-
 /// Number of live flows of both families.
 pub(crate) fn count(maps: &Maps) -> Result<u64, DatapathError> {
-    let now = clock().map_err(|e| maps.unreadable("conntrack4", e))?;
+    let now = clock::ticks().map_err(|e| maps.unreadable("conntrack4", e))?;
     let v4 = count_family(&maps.v4, now).map_err(|e| maps.unreadable("conntrack4", e))?;
     let v6 = count_family(&maps.v6, now).map_err(|e| maps.unreadable("conntrack6", e))?;
     Ok(v4 + v6)
@@ -62,9 +57,7 @@ fn reply_tuple<A: Address>(tuple: &Tuple<A>, entry: &Conntrack<A>) -> Tuple<A> {
 /// Flags and time of the last packet in each direction; the way back may be missing.
 fn is_live(proto: u8, forward: (u32, u32), reply: Option<(u32, u32)>, now: u32) -> bool {
     let (back, back_seen) = reply.unwrap_or((0, forward.1));
-    let ticks = now.wrapping_sub(forward.1).min(now.wrapping_sub(back_seen));
-    // The programs' clock may be a tick ahead of the one that was read before.
-    let ticks = if ticks > u32::MAX / 2 { 0 } else { ticks };
+    let ticks = clock::age(now, forward.1).min(clock::age(now, back_seen));
     let limit = if proto == Protocol::Udp.number() {
         idle::UDP
     } else if (forward.0 | back) & CT_RST != 0 || (forward.0 & back) & CT_FIN != 0 {
@@ -105,5 +98,7 @@ mod tests {
         assert!(is_live(TCP, (CT_SEEN_REPLY, 1000), None, 8200), "until the next keep-alive");
         assert!(!is_live(TCP, (CT_SEEN_REPLY, 1000), None, 9000));
         assert!(is_live(UDP, (0, 1001), None, 1000), "the clocks may differ by a tick");
+        assert!(!is_live(TCP, (CT_SEEN_REPLY, 2000), None, 1000), "such a flow would never end");
+        assert!(is_live(TCP, (CT_SEEN_REPLY, 2000), Some((CT_REPLY, 999)), 1000), "it goes on");
     }
 }

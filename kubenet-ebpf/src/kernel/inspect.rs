@@ -24,8 +24,8 @@ use nix::{
 };
 
 use super::{
+    clock,
     events::{RENEWAL, Reader, Ring},
-    flows,
     maps::{FamilyMaps, Maps},
     node, object, sys,
 };
@@ -98,7 +98,7 @@ impl Inspection {
 
     pub(crate) fn connections(&self) -> Result<Vec<Connection>, DatapathError> {
         let owners = owners(&self.maps.snapshot()?, |service| service.id);
-        let now = flows::clock().map_err(|e| self.maps.unreadable("conntrack4", e))?;
+        let now = clock::ticks().map_err(|e| self.maps.unreadable("conntrack4", e))?;
         let mut found = Vec::new();
         let result = connections(&self.maps.v4, now, &owners, &mut found);
         result.map_err(|e| self.maps.unreadable("conntrack4", e))?;
@@ -109,17 +109,17 @@ impl Inspection {
 
     pub(crate) fn clients(&self) -> Result<Vec<StickyClient>, DatapathError> {
         let owners = owners(&self.maps.snapshot()?, |service| service.affinity);
-        let now = flows::clock().map_err(|e| self.maps.unreadable("affinity4", e))?;
+        let now = clock::ticks().map_err(|e| self.maps.unreadable("affinity4", e))?;
         let mut found = Vec::new();
         let mut add = |family, affinity, client, choice: Choice| {
             let entry = self.maps.backend(family, choice.backend);
             let entry = entry.filter(|entry| entry.alive && entry.generation == choice.generation);
-            let ticks = now.saturating_sub((choice.last_new >> CLOCK_SHIFT) as u32);
+            let ticks = clock::age(now, (choice.last_new >> CLOCK_SHIFT) as u32);
             found.push(StickyClient {
                 client,
                 service_port: owners.get(&affinity).cloned(),
                 backend: entry.map(|entry| entry.backend),
-                idle: duration(ticks),
+                idle: clock::duration(ticks),
             });
         };
         let visit =
@@ -242,15 +242,10 @@ fn connections<A: Address>(
             source: at(entry.saddr, entry.sport),
             backend: at(entry.daddr, entry.dport),
             service_port: owners.get(&entry.service).cloned(),
-            idle: duration(now.saturating_sub(entry.last_seen)),
+            idle: clock::duration(clock::age(now, entry.last_seen)),
             is_answered: entry.flags & CT_SEEN_REPLY != 0,
             is_closing: entry.flags & (CT_FIN | CT_RST) != 0,
         });
     }
     Ok(())
-}
-
-/// Of ticks of the coarse clock.
-fn duration(ticks: u32) -> Duration {
-    Duration::from_nanos(u64::from(ticks) << CLOCK_SHIFT)
 }

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod attach;
+mod clock;
 mod connected;
 mod detector;
 mod device;

@@ -67,7 +67,7 @@ impl Bench {
             for (key, value) in &entries {
                 let mut value = *value;
                 let last = u64::from_ne_bytes(value[8..].try_into().expect("last_new"));
-                let last = last.wrapping_sub(seconds * 1_000_000_000);
+                let last = last.wrapping_sub(seconds.wrapping_mul(1_000_000_000));
                 value[8..].copy_from_slice(&last.to_ne_bytes());
                 map.insert(key, value, 0).expect("insert");
             }

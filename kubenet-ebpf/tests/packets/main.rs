@@ -22,6 +22,7 @@ mod tap;
 
 mod affinity;
 mod choice;
+mod clock;
 mod direct;
 mod errors;
 mod established;

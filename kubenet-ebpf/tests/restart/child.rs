@@ -18,7 +18,7 @@ use kubenet_core::{
         Target, WhenEmpty,
     },
 };
-use kubenet_ebpf::{AttachMode, EbpfDatapath, MapSizes};
+use kubenet_ebpf::{AttachMode, EbpfDatapath, Inspector, MapSizes};
 use kubenet_testkit::lab::{Lab, Node};
 
 use super::support::*;
@@ -197,7 +197,19 @@ impl Plan {
 
     /// Starts a process that does `what`.
     pub(crate) fn spawn(&self, what: &str) -> Process {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        self.spawn_by(Command::new(std::env::current_exe().unwrap()), what)
+    }
+
+    /// The same in a time namespace, where the clock is so many seconds ahead.
+    pub(crate) fn spawn_ahead(&self, what: &str, seconds: i64) -> Process {
+        let mut command = Command::new("unshare");
+        command.args(["--time", &format!("--monotonic={seconds}"), "--fork", "--kill-child"]);
+        command.arg(std::env::current_exe().unwrap());
+        self.spawn_by(command, what)
+    }
+
+    fn spawn_by(&self, mut command: Command, what: &str) -> Process {
+        let mut child = command
             .args(["--ignored", "--exact", "child::a_process_that_is_killed", "--nocapture"])
             .env(VARIABLE, format!("{what};{}", self.encode()))
             .stdin(Stdio::piped())
@@ -301,6 +313,16 @@ fn a_process_that_is_killed() {
             listen();
             block_on(datapath.close(Close::Remove)).unwrap();
             say("done");
+            end();
+        }
+        "count" => {
+            let datapath = plan.datapath();
+            let inspector = Inspector::open(&plan.pins).unwrap();
+            let idle = inspector.connections().unwrap().iter().map(|c| c.idle.as_secs()).max();
+            replace(&datapath, &plan.table(1, plan.web(&["here"])));
+            let flows = block_on(datapath.drain()).unwrap().flows;
+            replace(&datapath, &plan.table(1, plan.web(&["here"])));
+            say(&format!("flows {flows} {}", idle.unwrap_or(u64::MAX)));
             end();
         }
         other => panic!("{other}"),

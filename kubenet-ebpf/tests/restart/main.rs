@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod child;
+mod clock;
 mod inspect;
 mod killed;
 mod life;
