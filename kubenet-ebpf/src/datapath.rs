@@ -34,6 +34,11 @@ use crate::{
 /// [`replace`](Datapath::replace) attaches it again. Filters ([`AttachMode::Clsact`](crate::AttachMode::Clsact))
 /// are missed only with their interface. Once packets meet the programs, no update fails for an interface or a
 /// cgroup that cannot be attached to: that is a [`DatapathEvent::Drift`].
+///
+/// Who removes pins of a datapath that runs takes nothing from packets, but what is not pinned ends with the process.
+/// [`Datapath::read`], [`Datapath::replace`] and [`EbpfDatapath::attach_pod`] pin it again and say so by a
+/// [`DatapathEvent::Drift`], or why that cannot be: the file system is gone or read-only, or another datapath took
+/// the directory.
 #[derive(Debug)]
 pub struct EbpfDatapath {
     /// `None` once it is closed.
@@ -315,7 +320,8 @@ impl Datapath for EbpfDatapath {
     }
 
     /// [`Close::Keep`] needs [`EbpfBuilder::pin_dir`]; without it is [`ErrorKind::Unsupported`], and the datapath
-    /// goes on.
+    /// goes on. So it does when somebody removed what was pinned and it cannot be pinned again: the error names the
+    /// path and the reason.
     async fn close(&self, how: Close) -> Result<(), DatapathError> {
         let events = self.events.clone();
         let job = move |engine: &mut Option<Engine>| {
@@ -323,6 +329,14 @@ impl Datapath for EbpfDatapath {
                 let message = "the programs end with this process, as nothing is pinned: set \
                                EbpfBuilder::pin_dir, or drain the datapath and use Close::Remove";
                 return Err(error("close", ErrorKind::Unsupported, message));
+            }
+            if how == Close::Keep
+                && let Some(engine) = engine.as_mut()
+            {
+                engine.restore_pins().map_err(|e| {
+                    let message = format!("what is not pinned would end with this process: {}", e.message());
+                    error("close", e.kind(), message)
+                })?;
             }
             let engine = engine.take().ok_or_else(|| closed("close"))?;
             let failures = match how {

@@ -107,6 +107,7 @@ impl Engine {
         self.set_draining(false);
         self.sync_addresses();
         self.cut_sockets();
+        self.watch_pins();
         Ok(self.report(outcome, begin))
     }
 
@@ -160,6 +161,7 @@ impl Engine {
     /// packets pass the maps by: no route is in effect, and an audit finds that all are missing.
     pub(crate) fn read(&mut self) -> Result<RouteTable, DatapathError> {
         self.maps.operation = "read";
+        self.watch_pins();
         let missing = self.attachments.missing();
         if missing.is_empty() {
             let routes = self.maps.snapshot()?.routes(&self.maps);
@@ -217,6 +219,7 @@ impl Engine {
         {
             tracing::warn!(%error, name, "an interface without programs stays known as a pod's");
         }
+        self.watch_pins();
         attached
     }
 
@@ -230,6 +233,27 @@ impl Engine {
     /// Removes every trace, and returns what failed.
     pub(crate) fn remove(mut self) -> Vec<String> {
         self.attachments.remove()
+    }
+
+    /// Pins again what somebody unpinned: it would end with this process.
+    pub(crate) fn restore_pins(&mut self) -> Result<(), DatapathError> {
+        let restored = self.attachments.restore_pins(&self.programs)?;
+        if !restored.is_empty() {
+            let paths: Vec<String> = restored.iter().map(|path| path.display().to_string()).collect();
+            let detail = format!("somebody removed what was pinned: put right: {}", paths.join(", "));
+            self.events.emit(&DatapathEvent::Drift { detail });
+        }
+        Ok(())
+    }
+
+    fn watch_pins(&mut self) {
+        if let Err(error) = self.restore_pins() {
+            let detail = format!(
+                "what this process forwards would end with it, as it is not pinned: {}",
+                error.message()
+            );
+            self.events.emit(&DatapathEvent::Drift { detail });
+        }
     }
 
     /// Whether what is attached outlives this process.
@@ -327,6 +351,14 @@ impl Engine {
         report.failed = outcome.failed;
         report.took = begin.elapsed();
         report
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Err(error) = self.restore_pins() {
+            tracing::warn!(%error, "what is not pinned ends now");
+        }
     }
 }
 

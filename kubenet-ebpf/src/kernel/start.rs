@@ -15,7 +15,7 @@ use kubenet_core::datapath::{Capabilities, DatapathError, ErrorKind, EventHub};
 
 use super::{
     Adopted, Engine,
-    attach::{Attachments, Programs, Wanted},
+    attach::{Attachments, PinnedMaps, Programs, Wanted},
     events::Reporter,
     link::{BpfLink, Place},
     maps::{self, Maps},
@@ -112,6 +112,8 @@ impl Engine {
             object::load(&sizes, found.connect_refused, direct_server_return, has_external_tc, pinned)?;
         let mut programs = Programs::load(ebpf, wanted)?;
         let maps = Maps::take(programs.object())?;
+        let held =
+            directory.as_deref().map(|directory| PinnedMaps::open(directory, shapes.keys())).transpose()?;
         let (state, adopted) = match pins {
             Some(pins) if pins.has_maps() => {
                 // No program goes on with what only the process before knew of.
@@ -124,7 +126,7 @@ impl Engine {
             }
             _ => (State::new(sizes.clone()), None),
         };
-        if let Some(pins) = pins.take() {
+        if let (Some(pins), Some(held)) = (pins.take(), held) {
             let path = pins.path().to_owned();
             if adopted.is_none()
                 && let Err(error) = pins.finish_maps()
@@ -132,7 +134,7 @@ impl Engine {
                 pins.abandon_maps();
                 return Err(error);
             }
-            attachments.adopt(pins).map_err(|e| {
+            attachments.adopt(pins, held).map_err(|e| {
                 let message = format!("pin_dir: {}: what is pinned there cannot be read", path.display());
                 caused("build", ErrorKind::Unavailable, message, e)
             })?;

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The lock of a directory, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _held: Flock<File>,
+    held: Flock<File>,
 }
 
 impl Lock {
@@ -42,7 +42,7 @@ impl Lock {
         loop {
             let directory = File::open(path).map_err(failed)?;
             match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) if is_at(&lock, path).map_err(failed)? => return Ok(Self { _held: lock }),
+                Ok(lock) if is_at(&lock, path).map_err(failed)? => return Ok(Self { held: lock }),
                 // The last owner has just removed it.
                 Ok(_) => match fs::create_dir(path) {
                     Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
@@ -62,6 +62,11 @@ impl Lock {
                 Err((_, e)) => return Err(failed(e.into())),
             }
         }
+    }
+
+    /// Whether the path still leads to the directory that is locked.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        is_at(&self.held, path).unwrap_or(false)
     }
 }
 

@@ -40,7 +40,7 @@ const NEW: &str = "_new";
 pub(crate) struct Pins {
     path: PathBuf,
     /// Ends with the process, however that ends.
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Pins {
@@ -58,7 +58,27 @@ impl Pins {
 
     /// Takes the lock of a directory, whatever it holds.
     pub(crate) fn lock(path: &Path) -> Result<Self, DatapathError> {
-        Ok(Self { path: path.to_owned(), _lock: Lock::take(path)? })
+        Ok(Self { path: path.to_owned(), lock: Lock::take(path)? })
+    }
+
+    /// Whether the directory that is locked still stands at its path.
+    pub(crate) fn is_there(&self) -> bool {
+        self.lock.is_at(&self.path)
+    }
+
+    /// Makes the directory again, which somebody removed, or hid under another file system, and takes its lock.
+    pub(crate) fn make_again(&mut self) -> Result<(), DatapathError> {
+        Self::check(&self.path)?;
+        let lock = Lock::take(&self.path)?;
+        if !names(&self.path).map_err(|e| self.failed("read", &self.path, e))?.is_empty() {
+            let message = format!(
+                "pin_dir: {}: is not the directory that this datapath had, and holds what another one pinned",
+                self.path.display()
+            );
+            return Err(error("build", ErrorKind::Conflict, message));
+        }
+        self.lock = lock;
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -26,6 +26,11 @@ impl Bpffs {
         Self(path)
     }
 
+    /// Mounts another one in its place, which was unmounted.
+    pub fn mount_again(&self) {
+        mount(Some("bpf"), &self.0, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }

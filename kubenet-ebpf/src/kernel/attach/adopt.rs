@@ -9,7 +9,7 @@ use nix::net::if_::{if_indextoname, if_nameindex};
 
 use super::{
     super::link::{BpfLink, Place, Tcx},
-    Attachments,
+    Attachments, PinnedMaps,
     filter::{self, Filter},
     hook::{self, Attached, DIRECTIONS, Hook, Side, Spot},
     interface_name,
@@ -23,10 +23,11 @@ impl Attachments {
     ///
     /// # Errors
     /// Everything hangs as it did.
-    pub(crate) fn adopt(&mut self, pins: Pins) -> io::Result<()> {
+    pub(crate) fn adopt(&mut self, pins: Pins, maps: PinnedMaps) -> io::Result<()> {
         let result = self.try_adopt(&pins);
         if result.is_ok() {
             self.pins = Some(pins);
+            self.maps = Some(maps);
         } else {
             self.leave_all();
         }

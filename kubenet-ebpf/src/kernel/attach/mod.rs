@@ -3,6 +3,7 @@
 mod adopt;
 mod filter;
 mod hook;
+mod pins;
 mod programs;
 mod sockets;
 mod xdp;
@@ -22,11 +23,14 @@ use nix::{
     net::if_::{if_indextoname, if_nametoindex},
 };
 
-pub(crate) use self::programs::{Programs, Wanted};
 use self::{
     filter::Filter,
     hook::{Attached, Hook, Side, Spot, pin_name},
     programs::{SOCKET_PROGRAMS, errno},
+};
+pub(crate) use self::{
+    pins::PinnedMaps,
+    programs::{Programs, Wanted},
 };
 use super::{
     device::Device,
@@ -54,6 +58,8 @@ pub(crate) struct Attachments {
     /// Links of another process that hang nowhere, or where nobody wants them.
     unwanted: Vec<BpfLink>,
     pins: Option<Pins>,
+    /// What is pinned there beside programs.
+    maps: Option<PinnedMaps>,
     events: EventHub,
 }
 
@@ -99,6 +105,7 @@ impl Attachments {
             sockets: BTreeMap::new(),
             unwanted: Vec::new(),
             pins: None,
+            maps: None,
             events,
         })
     }
@@ -314,7 +321,8 @@ impl Attachments {
                 && let Some(hook) = attached.hooks.get_mut(&spot)
             {
                 if hook.program() != programs.id(program) {
-                    keep_program(self.pins.as_ref(), programs, program, hook).map_err(failed)?;
+                    let kept = keep_program(self.pins.as_ref(), programs, program, hook);
+                    or_served(self.active, kept).map_err(failed)?;
                     hook.update(programs, program).map_err(failed)?;
                 }
                 continue;
@@ -382,7 +390,7 @@ impl Attachments {
         }
         let id = programs.id(name);
         if let Some(pins) = &self.pins {
-            pin_program(pins, programs, name)?;
+            or_served(self.active, pin_program(pins, programs, name))?;
         }
         Ok(Hook::Filter(Filter::attach((programs.classifier(name)?, id), interface, direction)?))
     }
@@ -391,10 +399,22 @@ impl Attachments {
     fn pin(&self, link: &mut BpfLink, name: &str) -> io::Result<()> {
         if let Some(pins) = &self.pins {
             let path = pins.link(name);
-            pins.put(&path, |path| link.pin(path))?;
-            link.set_pin(path);
+            let pinned = pins.put(&path, |path| link.pin(path)).map(|()| link.set_pin(path));
+            or_served(self.active, pinned)?;
         }
         Ok(())
+    }
+}
+
+/// Where packets meet the programs, one that cannot be pinned must serve them all the same:
+/// [`Attachments::restore_pins`] tries again, and says why it cannot be.
+fn or_served<E: std::fmt::Display>(active: bool, pinned: Result<(), E>) -> Result<(), E> {
+    match pinned {
+        Err(error) if active => {
+            tracing::warn!(%error, "a program is not pinned");
+            Ok(())
+        }
+        pinned => pinned,
     }
 }
 
@@ -426,7 +446,11 @@ fn rename_pins(pins: &Pins, attached: &mut Attached) -> io::Result<()> {
         let Hook::Link(link) = hook else { continue };
         let to = pins.link(&pin_name(attached.side, attached.index, *spot));
         if let Some(from) = link.pin_path().filter(|from| *from != to) {
-            fs::rename(from, &to)?;
+            match fs::rename(from, &to) {
+                // Somebody removed it: it is put back by its new name.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                renamed => renamed?,
+            }
             link.set_pin(to);
         }
     }
