@@ -251,6 +251,10 @@ impl Open {
         self.live.ask(ANSWER)
     }
 
+    pub(super) fn ask_within(&mut self, timeout: Duration) -> Got {
+        self.live.ask(timeout)
+    }
+
     /// A question and an answer of this many bytes each.
     pub(super) fn ask_at_length(&mut self, length: usize, timeout: Duration) -> Got {
         self.live.ask_at_length(length, timeout)

@@ -6,6 +6,7 @@ mod counters;
 mod errors;
 mod frontends;
 mod lifecycle;
+mod ranges;
 mod updates;
 
 use std::{sync::Arc, time::Instant};
@@ -59,6 +60,7 @@ pub(super) fn run(clients: &Clients<'_>, slot: &mut Option<Arc<dyn Datapath>>) -
         errors::CASES,
         balancing::CASES,
         frontends::CASES,
+        ranges::CASES,
         updates::CASES,
         counters::CASES,
         lifecycle::CASES,
