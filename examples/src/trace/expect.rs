@@ -35,12 +35,16 @@ impl Expectation {
     }
 
     pub(super) fn of(&self, dialled: &Dialled) -> Verdict {
+        let own = self.is_own(dialled);
+        // From elsewhere the kernel takes nothing to loopback, whatever is served there ([N1]).
+        if own.is_none() && dialled.to.is_loopback() {
+            return Verdict::Drop;
+        }
         // A datapath does not even look at other packets, not at those to unknown ports, either.
         if !self.reference.capabilities().protocols.contains(&dialled.protocol) {
             return Verdict::Pass;
         }
-        let own = self.is_own(dialled);
-        let unbound = own.filter(|_| dialled.from.is_loopback() && !dialled.to.is_loopback());
+        let unbound = own.filter(|_| dialled.is_unbound());
         let mut flow = dialled.flow();
         match (self.kind, own) {
             (Kind::Ebpf, Some(first)) => flow.source.set_ip(first),
@@ -65,10 +69,11 @@ impl Expectation {
     }
 
     /// The address with which a flow of the node leaves: the socket's, or for one that is bound to none the node's
-    /// first, unless it goes to another of the node's.
+    /// first, unless it goes to another of the node's, or to loopback.
     fn source(&self, unbound: Option<IpAddr>, dialled: &Dialled, to: IpAddr) -> IpAddr {
         match unbound {
             None => dialled.from,
+            Some(_) if to.is_loopback() => dialled.from,
             Some(_) if self.node.addresses.contains(&to) => to,
             Some(first) => first,
         }

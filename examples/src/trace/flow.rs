@@ -1,7 +1,7 @@
 //! Flows as users describe them.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU16,
 };
 
@@ -32,6 +32,13 @@ impl Dialled {
     /// What the client dials.
     pub const fn destination(&self) -> SocketAddr {
         SocketAddr::new(self.to, self.port.get())
+    }
+
+    /// Whether it stands for a process of the node that is bound to no address: from any loopback address to one
+    /// that is not, and from the one that the kernel would choose to another loopback address.
+    pub fn is_unbound(&self) -> bool {
+        let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&self.from);
+        self.from.is_loopback() && (usual || !self.to.is_loopback())
     }
 
     /// One connection of it, as the reference wants it.

@@ -4,7 +4,7 @@
 //! on it, and sends the first packet of many connections of each flow: from a pod of the node, from the node's
 //! own sockets, or from the world outside. Nobody answers. Where a packet arrives, and from whom, is seen at
 //! the far ends and by raw sockets of the node. A client with a loopback address is a process of the node that
-//! is bound to no address, unless it dials loopback.
+//! is bound to no address; but one that dials loopback from another than 127.0.0.1 or ::1 is bound to that.
 //!
 //! | seen | means |
 //! |---|---|

@@ -9,7 +9,7 @@ use kubenet_core::model::Protocol;
 use nix::libc;
 use socket2::{Domain, Socket, Type};
 
-use super::frame;
+use super::{Dialled, frame};
 
 /// The segment sizes that a socket may announce.
 const SMALLEST: u16 = 88;
@@ -21,20 +21,14 @@ pub(super) fn next_segment_size(last: u16) -> u16 {
 }
 
 /// Begins a connection and forgets it. What becomes of its packet is seen elsewhere; an error means that there
-/// was none, or that the client was told. Loopback stands for a process that is bound to no address, unless it
-/// dials loopback; `client` becomes what the kernel chose.
+/// was none, or that the client was told. Whoever [is unbound](Dialled::is_unbound) is bound to a port alone;
+/// `client` becomes what the kernel chose.
 ///
 /// # Errors
 /// [`io::ErrorKind::AddrInUse`] when the client's port is taken, and what the socket said.
-pub(super) fn dial(
-    client: &mut SocketAddr,
-    to: SocketAddr,
-    protocol: Protocol,
-    mark: u32,
-    segment_size: u16,
-) -> io::Result<()> {
-    let mut bound = *client;
-    if bound.ip().is_loopback() && !to.ip().is_loopback() {
+pub(super) fn dial(client: &mut SocketAddr, flow: &Dialled, mark: u32, segment_size: u16) -> io::Result<()> {
+    let (to, mut bound) = (flow.destination(), *client);
+    if flow.is_unbound() {
         bound.set_ip(match to {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -47,7 +41,7 @@ pub(super) fn dial(
         Ok::<_, io::Error>(())
     };
     let domain = Domain::for_address(to);
-    match protocol {
+    match flow.protocol {
         Protocol::Tcp => {
             let socket = Socket::new(domain, Type::STREAM, None)?;
             socket.set_nonblocking(true)?;

@@ -161,7 +161,7 @@ impl<'a> Sampler<'a> {
                 // Where the port is taken by somebody, the next one does.
                 for _ in 0..PORTS.len() {
                     self.segment_size = own::next_segment_size(self.segment_size);
-                    match own::dial(&mut client, to, flow.protocol, self.mark, self.segment_size) {
+                    match own::dial(&mut client, flow, self.mark, self.segment_size) {
                         Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
                             client.set_port(self.port(flow));
                         }

@@ -20,6 +20,7 @@ pub(crate) struct Random {
     cluster_cidrs: &'static str,
     node_ports: &'static str,
     masquerade_all: bool,
+    localhost_node_ports: bool,
 }
 
 const V4: usize = 0;
@@ -81,11 +82,13 @@ impl Random {
             cluster_cidrs: of(random, &[CIDRS, CIDRS, CIDRS, "10.244.1.0/24,fd00:244:1::/64", ""]),
             node_ports: of(random, &["all", "all", "primary", "10.89.0.0/24,fd00:89::101/128"]),
             masquerade_all: percent(random, 15),
+            localhost_node_ports: percent(random, 50),
         }
     }
 
     pub(crate) fn node(&self) -> NodeInfo {
         let mut builder = NodeInfo::builder(NODES[0]).zone("a").masquerade_all(self.masquerade_all);
+        builder = builder.localhost_node_ports(self.localhost_node_ports);
         for address in &self.addresses {
             builder = builder.address(address.parse().unwrap());
         }
@@ -137,7 +140,8 @@ impl Random {
                         push(&mut dialled, to, 81, of(random, &["TCP", "UDP"]));
                     }
                 }
-                for to in self.addresses.iter().filter(|_| !port["nodePort"].is_null()) {
+                let loopback = of(random, &["127.0.0.1", "127.0.0.1", "127.8.0.3"]);
+                for to in self.addresses.iter().chain([&loopback]).filter(|_| !port["nodePort"].is_null()) {
                     push(&mut dialled, to, port["nodePort"].as_u64().unwrap() as u16, protocol);
                 }
             }
@@ -148,9 +152,19 @@ impl Random {
             .map(|_| {
                 let family = random.usize(0..2);
                 let (to, port, protocol) = &dialled[family][random.usize(0..dialled[family].len())];
-                Dialled::new(&self.client(random, family), to, *port, protocol).unwrap()
+                let client = match to.starts_with("127.") {
+                    true if percent(random, 60) => "127.0.0.1".to_owned(),
+                    true if percent(random, 50) => self.own(random, family),
+                    _ => self.client(random, family),
+                };
+                Dialled::new(&client, to, *port, protocol).unwrap()
             })
             .collect()
+    }
+
+    fn own(&self, random: &mut Rng, family: usize) -> String {
+        let ours: Vec<_> = self.addresses.iter().filter(|a| a.contains(':') == (family != V4)).collect();
+        (*ours[random.usize(0..ours.len())]).to_owned()
     }
 
     fn client(&self, random: &mut Rng, family: usize) -> String {
@@ -158,7 +172,7 @@ impl Random {
         match random.u32(0..10) {
             0 => (*ours[0]).to_owned(),
             1 => ["127.0.0.1", "::1"][family].to_owned(),
-            2 => (*ours[random.usize(0..ours.len())]).to_owned(),
+            2 => self.own(random, family),
             3..=5 => pod(random, family, 0),
             6 => pod(random, family, 1),
             7 => node_address(family, 1),
@@ -180,6 +194,9 @@ impl Random {
         text += &format!(" --node-port-addresses {}", self.node_ports);
         if self.masquerade_all {
             text += " --masquerade-all";
+        }
+        if self.localhost_node_ports {
+            text += " --localhost-node-ports";
         }
         text
     }
