@@ -1,12 +1,15 @@
 //! What the datapaths of the kernel do with every kind of frontend, as scripts ask for it.
 
-use std::{collections::BTreeSet, net::IpAddr, process::Command, thread, time::Duration};
+use std::{
+    collections::BTreeSet, net::IpAddr, os::unix::fs::PermissionsExt, process::Command, thread,
+    time::Duration,
+};
 
 use kubenet_testkit::{
     conformance::skip,
     lab::{Ground, LabError},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Cluster, backends, text, why};
 
@@ -313,7 +316,7 @@ fn one_flow_is_seen_for_a_person() {
 fn node_ports_on_loopback_are_seen() {
     let cluster = Cluster::new(MANIFEST);
     let flows = [("127.0.0.1", "127.0.0.1", 30007, "TCP")];
-    for datapath in ["iptables-nft", "iptables-legacy"] {
+    for datapath in ["iptables-nft", "iptables-legacy", "ebpf"] {
         if !can_ask(datapath) {
             continue;
         }
@@ -328,6 +331,42 @@ fn node_ports_on_loopback_are_seen() {
         let without = cluster.answers(&["--datapath", datapath, "--node-ip", "10.89.0.1"], &flows);
         assert_eq!(without[0]["verdict"], "pass", "{datapath}: {:#}", without[0]);
     }
+}
+
+/// Stands for iptables on a machine that has no room for the routes: whatever names one of them fails.
+const NO_ROOM: &str = "#!/bin/sh
+input=$(mktemp)
+cat >$input
+if grep -q 10.96.0.1/32 $input; then rm $input; echo 'iptables-restore: no room for rules' >&2; exit 1; fi
+/usr/sbin/iptables-nft-restore \"$@\" <$input
+code=$?
+rm $input
+exit $code
+";
+
+#[test]
+fn a_table_that_cannot_be_served_at_all_is_an_error() {
+    if !can_ask("iptables-nft") {
+        return;
+    }
+    let programs = tempfile::tempdir().unwrap();
+    let path = programs.path().join("iptables-nft-restore");
+    std::fs::write(&path, NO_ROOM).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    let cluster = Cluster::new(MANIFEST);
+    let flow = json!({ "from": "10.244.1.77", "to": "10.96.0.1", "port": 80, "protocol": "TCP" }).to_string();
+    let arguments = ["--datapath", "iptables-nft", "--node-ip", "10.89.0.1", "--flows", "-"];
+    let others = std::env::var("PATH").unwrap_or_default();
+    let output =
+        cluster.trace_in(&[("PATH", &format!("{}:{others}", programs.path().display()))], &arguments, &flow);
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{said}{}", text(&output.stdout));
+    assert!(
+        said.starts_with("trace: iptables-nft: replace: ") && said.contains("no room for rules"),
+        "{said}"
+    );
+    // It was the table: with the programs of the machine the same is answered.
+    assert_eq!(cluster.trace(&arguments, &flow).status.code(), Some(0));
 }
 
 #[test]

@@ -38,7 +38,13 @@ impl Cluster {
     }
 
     pub(crate) fn trace(&self, arguments: &[&str], input: &str) -> Output {
+        self.trace_in(&[], arguments, input)
+    }
+
+    /// With these in the environment.
+    pub(crate) fn trace_in(&self, env: &[(&str, &str)], arguments: &[&str], input: &str) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_trace"))
+            .envs(env.iter().copied())
             .arg("--manifests")
             .arg(self.manifests())
             .args(["--node-name", "node-a", "--cluster-cidr", "10.244.0.0/16,fd00:244::/32"])
