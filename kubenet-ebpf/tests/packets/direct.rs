@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use crate::{
     bench::{
         Bench, DRAINING, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, Outcome, REDIRECT, SHOT, UNSPEC,
-        for_each_kind, for_each_kind_directly, octets,
+        for_each_kind, for_each_kind_directly, octets, on_direct_bench,
     },
     frame::{Flags, Frame, Proto},
-    nets::{Net, at},
+    nets::{Net, V4, V6, at},
 };
 
 /// The frame as the first node sends it on: with the frontend in an option behind the fixed header.
@@ -180,6 +180,64 @@ fn answers_to_what_another_node_marked_come_from_the_frontend() {
     });
 }
 
+/// Its frontend is a Service's here, too: it is charged with the connection.
+#[test]
+fn a_mark_of_a_service_that_is_known_here_is_that_services() {
+    for_each_kind_directly(|bench, net, proto| {
+        let case = Case { frontend: at(net.vip, 80), ..here(net) };
+        let id = bench.backend(case.backend, LOCAL);
+        bench.serve(case.frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        let ask = Frame::new(proto, case.client, case.backend);
+        for _ in 0..2 {
+            assert_eq!(bench.send_marked(Hook::FromExternal, ask.clone(), case.frontend), UNSPEC);
+        }
+        let answer = Frame::new(proto, case.backend, case.client).flags(Flags::SynAck);
+        bench.expect_forwarded(Hook::FromPod, answer.clone(), case.frontend, case.client);
+        assert_eq!(bench.entries(), 2);
+
+        // The other node has given the client's port to another backend since.
+        let other = at(case.backend.ip(), 9090);
+        let ask = Frame::new(proto, case.client, other);
+        assert_eq!(bench.send_marked(Hook::FromExternal, ask, case.frontend), UNSPEC);
+        bench.expect_forwarded(Hook::FromPod, answer.with(other, case.client), case.frontend, case.client);
+    });
+}
+
+#[test]
+fn xdp_leaves_to_tc_what_is_to_be_marked_and_sends_on_the_rest() {
+    on_direct_bench(|bench| {
+        bench.load_xdp();
+        for net in [V4, V6] {
+            for proto in [Proto::Tcp, Proto::Udp] {
+                bench.clear();
+                let Case { client, frontend, backend } = elsewhere(bench, net, proto, MASQ_OUTSIDE);
+                let ask = |flags| Frame::new(proto, client, frontend).flags(flags);
+                for _ in 0..2 {
+                    bench.expect_xdp_passed(ask(Flags::Syn));
+                    bench.expect_marked(ask(Flags::Syn), frontend, backend);
+                }
+                match proto {
+                    Proto::Udp => bench.expect_xdp_passed(ask(Flags::Ack)),
+                    _ => bench.expect_transmitted(ask(Flags::Ack), client, backend),
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_mark_on_what_is_for_another_host_teaches_nothing() {
+    for_each_kind_directly(|bench, net, proto| {
+        let case = here(net);
+        let mut frame = Frame::new(proto, case.client, case.backend);
+        frame.mac_to = [2, 0, 0, 0, 9, 1];
+        let bytes = marked(&frame, case.frontend);
+        let outcome = bench.send_bytes(Hook::FromExternal, &bytes, 0);
+        assert_eq!(outcome, Outcome { action: UNSPEC, bytes });
+        nothing_was_learned(bench, proto, &case);
+    });
+}
+
 #[test]
 fn one_port_of_a_client_serves_one_frontend_of_a_backend() {
     for_each_kind_directly(|bench, net, proto| {
@@ -231,7 +289,8 @@ fn a_broken_mark_teaches_nothing() {
         frame.mac_to = bench.mac(Hook::FromExternal);
         let bytes = marked(&frame, case.frontend);
         let option = if net.vip.is_ipv4() { 34 } else { 56 };
-        for (at, value) in [(option, 1), (option + 1, 4)] {
+        let header = if net.vip.is_ipv4() { vec![] } else { vec![(option - 1, 3), (option + 1, 16)] };
+        for (at, value) in [(option, 1), (option + 1, 4)].into_iter().chain(header) {
             let mut bytes = bytes.clone();
             bytes[at] = value;
             assert_eq!(bench.send_bytes(Hook::FromExternal, &bytes, 0).action, UNSPEC);

@@ -287,6 +287,63 @@ fn l4_an_error_about_a_udp_flow_that_ended_long_ago_passes() {
     });
 }
 
+/// A quoted fragment has no ports, nor has what is neither TCP, UDP nor SCTP; an error that is a fragment is not
+/// whole.
+#[test]
+fn l4_errors_that_quote_no_ports_pass() {
+    for_each_kind(|bench, net, proto| {
+        let flow = Flow::plain(bench, net, proto);
+        let mut error = IcmpError::new(router(net), flow.sent[1].clone());
+        error.mac_to = bench.mac(Hook::FromExternal);
+        let bytes = error.bytes();
+        let v4 = net.vip.is_ipv4();
+        let quote = L3 + if v4 { 20 } else { 40 } + 8;
+        let mut broken = vec![(quote + if v4 { 9 } else { 6 }, if v4 { 1 } else { 58 })];
+        if v4 {
+            // A later fragment; of another version; with a header that is too short; longer than its packet.
+            broken.extend([(quote + 7, 9), (quote, 0x65), (quote, 0x44), (quote + 3, 19), (L3 + 6, 0x20)]);
+        } else {
+            broken.push((quote, 0x40));
+        }
+        for (at, value) in broken {
+            let mut bytes = bytes.clone();
+            bytes[at] = value;
+            if v4 && at == quote + 3 {
+                bytes[quote + 2] = 0;
+            }
+            let outcome = bench.send_bytes(Hook::FromExternal, &bytes, 0);
+            assert_eq!((outcome.action, outcome.bytes), (UNSPEC, bytes), "{at}: {value:#x}");
+        }
+        // Without all of an error's own header.
+        let mut short = bytes[..quote - 1].to_vec();
+        let at = L3 + if v4 { 2 } else { 4 };
+        short[at..at + 2].copy_from_slice(&(if v4 { 27u16 } else { 7 }).to_be_bytes());
+        let outcome = bench.send_bytes(Hook::FromExternal, &short, 0);
+        assert_eq!((outcome.action, outcome.bytes), (UNSPEC, short));
+    });
+}
+
+/// Of a packet whose ports stay, SCTP's checksum does, too.
+#[test]
+fn l4_a_quoted_sctp_packet_keeps_its_checksum_with_its_ports() {
+    for_each_kind(|bench, net, proto| {
+        if proto != Proto::Sctp {
+            return;
+        }
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 80));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        let sent = Frame::new(proto, client, frontend);
+        let hooks = [Hook::FromPod, Hook::FromExternal];
+        let flow = Flow::open(bench, hooks, sent, client, backend);
+        for quoted in [usize::MAX, flow.sent[1].l4() - L3 + 8] {
+            let mut error = IcmpError::new(router(net), flow.sent[1].clone());
+            error.quoted = quoted;
+            bench.expect_error(Hook::FromExternal, error, net.vip, &flow.sent[0]);
+        }
+    });
+}
+
 #[test]
 fn other_icmp_passes() {
     for_each_kind(|bench, net, proto| {

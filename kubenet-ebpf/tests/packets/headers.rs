@@ -75,7 +75,7 @@ fn nobody_is_served_at_an_address_that_no_client_has() {
         let somebodies: &[&str] = if net.vip.is_ipv4() {
             &["1.0.0.1", "126.255.255.255", "128.0.0.1", "223.255.255.255"]
         } else {
-            &["::2", "2001:db8:ffff::1", "fe00::1"]
+            &["::2", "::1:0:0", "0:0:1::1", "0:1::1", "2001:db8:ffff::1", "fe00::1"]
         };
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
