@@ -1,4 +1,6 @@
-//! The kernel's connection tracking over netlink: what rules cannot do about flows that began before them.
+//! The kernel's connection tracking: what rules cannot do about flows that began before them.
+
+mod netlink;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,190 +14,11 @@ use kubenet_core::{
     model::{IpFamily, Protocol},
     route::{Frontend, FrontendAddress, NodeRouting, RouteTable, SourceRanges},
 };
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    conntrack::{
-        ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple,
-        Protocol as Number, Status, Tuple,
-    },
-};
-use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_NETFILTER};
 
-/// A flow, as far as it concerns us.
-#[derive(Clone, Debug)]
-struct Flow {
-    protocol: Protocol,
-    client: IpAddr,
-    /// What the client dialled.
-    destination: SocketAddr,
-    /// Who answers.
-    answers: SocketAddr,
-    translated: bool,
-    /// A TCP connection that has ended.
-    ended: bool,
-    /// Names the flow to the kernel.
-    original: Vec<Tuple>,
-}
+use self::netlink::{Conntrack, Flow, Selected};
 
-/// A socket in the network namespace of the thread that opens it.
-struct Conntrack {
-    socket: Socket,
-    sequence: u32,
-}
-
-fn family_number(family: IpFamily) -> NetfilterProtoFamily {
-    match family {
-        IpFamily::V4 => NetfilterProtoFamily::IPv4,
-        IpFamily::V6 => NetfilterProtoFamily::IPv6,
-    }
-}
-
-impl Conntrack {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&NetlinkAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
-    }
-
-    fn send(&mut self, family: IpFamily, flags: u16, message: ConntrackMessage) -> io::Result<()> {
-        self.sequence += 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let header_of_family = NetfilterHeader::new(family_number(family), 0, 0);
-        let payload = NetlinkPayload::from(NetfilterMessage::new(header_of_family, message));
-        let mut packet = NetlinkMessage::new(header, payload);
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map(drop)
-    }
-
-    /// Hands every message of the answer to `each`, until the kernel ends it.
-    fn receive(&mut self, mut each: impl FnMut(ConntrackMessage)) -> io::Result<()> {
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = datagram.as_slice();
-            while rest.len() >= 16 {
-                let message =
-                    NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(io::Error::other)?;
-                // Messages are aligned to 4 bytes.
-                let length = (message.header.length as usize).next_multiple_of(4).max(16);
-                rest = rest.get(length..).unwrap_or_default();
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
-                    NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    NetlinkPayload::InnerMessage(NetfilterMessage {
-                        inner: NetfilterMessageInner::Conntrack(message),
-                        ..
-                    }) => each(message),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    fn flows(&mut self, family: IpFamily, mut wanted: impl FnMut(&Flow) -> bool) -> io::Result<Vec<Flow>> {
-        self.send(family, NLM_F_DUMP, ConntrackMessage::Get(Vec::new()))?;
-        let mut flows = Vec::new();
-        self.receive(|message| {
-            if let ConntrackMessage::New(attributes) = message
-                && let Some(flow) = flow(attributes)
-                && wanted(&flow)
-            {
-                flows.push(flow);
-            }
-        })?;
-        Ok(flows)
-    }
-
-    fn delete(&mut self, family: IpFamily, flow: Flow) -> io::Result<()> {
-        let attributes = vec![ConntrackAttribute::CtaTupleOrig(flow.original)];
-        self.send(family, NLM_F_ACK, ConntrackMessage::Delete(attributes))?;
-        match self.receive(|_| ()) {
-            // It ended by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
-    }
-}
-
-/// Addresses, ports and protocol of one direction: source, destination, IANA number.
-fn endpoints(tuples: &[Tuple]) -> Option<(SocketAddr, SocketAddr, u8)> {
-    let (mut source, mut destination): (Option<IpAddr>, Option<IpAddr>) = (None, None);
-    let (mut source_port, mut destination_port, mut number) = (0, 0, None);
-    for tuple in tuples {
-        match tuple {
-            Tuple::Ip(parts) => {
-                for part in parts {
-                    match part {
-                        IPTuple::SourceAddress(address) => source = Some(*address),
-                        IPTuple::DestinationAddress(address) => destination = Some(*address),
-                        _ => {}
-                    }
-                }
-            }
-            Tuple::Proto(parts) => {
-                for part in parts {
-                    match part {
-                        ProtoTuple::Protocol(Number::Tcp) => number = Some(6),
-                        ProtoTuple::Protocol(Number::Udp) => number = Some(17),
-                        ProtoTuple::Protocol(Number::Sctp) => number = Some(132),
-                        ProtoTuple::SourcePort(port) => source_port = *port,
-                        ProtoTuple::DestinationPort(port) => destination_port = *port,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    Some((SocketAddr::new(source?, source_port), SocketAddr::new(destination?, destination_port), number?))
-}
-
-/// TCP states of connections that have ended: TIME_WAIT and CLOSE.
-const ENDED: [u8; 2] = [7, 8];
-
-fn flow(attributes: Vec<ConntrackAttribute>) -> Option<Flow> {
-    let (mut original, mut reply, mut status, mut state) = (None, None, Status::empty(), None);
-    for attribute in attributes {
-        match attribute {
-            ConntrackAttribute::CtaTupleOrig(tuples) => original = Some(tuples),
-            ConntrackAttribute::CtaTupleReply(tuples) => reply = Some(tuples),
-            ConntrackAttribute::CtaStatus(bits) => status = bits,
-            ConntrackAttribute::CtaProtoInfo(infos) => {
-                state = infos.iter().find_map(|info| match info {
-                    ProtoInfo::TCP(parts) => parts.iter().find_map(|part| match part {
-                        ProtoInfoTCP::State(state) => Some(*state),
-                        _ => None,
-                    }),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    let original = original?;
-    let (client, destination, number) = endpoints(&original)?;
-    let (answers, _, _) = endpoints(&reply?)?;
-    Some(Flow {
-        protocol: Protocol::from_number(number)?,
-        client: client.ip(),
-        destination,
-        answers,
-        translated: status.contains(Status::DstNat),
-        ended: state.is_some_and(|state| ENDED.contains(&state)),
-        original,
-    })
-}
+/// For more frontends than this, the kernel is asked for all flows of UDP at once.
+const QUESTIONS: usize = 16;
 
 /// UDP frontends whose flows are to be looked at after an update ([L2]), with the backends that they may
 /// keep, and the clients that may keep them ([R1]). Other flows are cut, so that the client's next datagram is
@@ -300,14 +123,32 @@ impl Cut {
         }
     }
 
+    /// The flows to ask the kernel for: it walks its whole table for each question, but listing a flow that is
+    /// not wanted costs more than a hundred steps of that walk.
+    fn selections(&self, family: IpFamily) -> Vec<Selected> {
+        let frontends = self.frontends.keys().filter(|frontend| IpFamily::of(frontend.ip()) == family);
+        let each: BTreeSet<(Option<IpAddr>, u16)> = frontends
+            // One stands for all loopback addresses.
+            .map(|frontend| (Some(frontend.ip()).filter(|ip| !ip.is_loopback()), frontend.port()))
+            // Where it shall be the same IPv6 address, ctnetlink_filter_match_tuple() lists all others.
+            .map(|(address, port)| (address.filter(IpAddr::is_ipv4), port))
+            .collect();
+        if each.len() > QUESTIONS {
+            return vec![Selected::Udp];
+        }
+        each.into_iter().map(|(address, port)| Selected::UdpTo(address, port)).collect()
+    }
+
     /// Cuts, and says how many flows.
     pub(crate) fn run(&self) -> io::Result<usize> {
         let mut conntrack = Conntrack::open()?;
         let mut cut = 0;
         for family in &self.families {
-            for flow in conntrack.flows(*family, |flow| self.concerns(flow))? {
-                conntrack.delete(*family, flow)?;
-                cut += 1;
+            for selected in self.selections(*family) {
+                for flow in conntrack.flows(*family, selected, |flow| self.concerns(flow))? {
+                    conntrack.delete(*family, flow)?;
+                    cut += 1;
+                }
             }
         }
         Ok(cut)
@@ -316,6 +157,6 @@ impl Cut {
 
 /// How many flows of a family the kernel translates.
 pub(crate) fn translated_flows(family: IpFamily) -> io::Result<u64> {
-    let flows = Conntrack::open()?.flows(family, |flow| flow.translated && !flow.ended)?;
+    let flows = Conntrack::open()?.flows(family, Selected::All, |flow| flow.translated && !flow.ended)?;
     Ok(flows.len() as u64)
 }
