@@ -226,6 +226,22 @@ fn xdp_leaves_to_tc_what_is_to_be_marked_and_sends_on_the_rest() {
 }
 
 #[test]
+fn flows_that_come_back_this_way_go_on_as_without_it() {
+    for_each_kind_directly(|bench, net, proto| {
+        let Case { frontend, backend, .. } = elsewhere(bench, net, proto, MASQ_OUTSIDE);
+        let client = at(net.pod, 40000);
+        for (there, back) in [(Flags::Syn, Flags::SynAck), (Flags::Ack, Flags::Ack), (Flags::Fin, Flags::Fin)]
+        {
+            let ask = Frame::new(proto, client, frontend).flags(there);
+            bench.expect_forwarded(Hook::FromPod, ask, client, backend);
+            let answer = Frame::new(proto, backend, client).flags(back);
+            bench.expect_forwarded(Hook::FromExternal, answer, frontend, client);
+            bench.age(2);
+        }
+    });
+}
+
+#[test]
 fn a_mark_on_what_is_for_another_host_teaches_nothing() {
     for_each_kind_directly(|bench, net, proto| {
         let case = here(net);

@@ -4,8 +4,9 @@
 use crate::{
     bench::{
         Bench, DRAINING, EXTERNAL_DROP, Hook, INTERNAL_DROP, MASQ_OUTSIDE, MASQ_PODS, Metric, OK, Outcome,
-        REDIRECT, SNAT6_SECOND, UNSPEC, for_each_kind, on_bench,
+        REDIRECT, SHOT, SNAT6_SECOND, UNSPEC, for_each_kind, on_bench,
     },
+    direct::marked,
     frame::{Flags, Frame, L3, Proto},
     nets::{V4, V6, at},
 };
@@ -230,5 +231,24 @@ fn transport_headers_that_are_too_short_behind_others_pass() {
             assert_eq!((outcome.action, outcome.bytes), (UNSPEC, bytes), "four words");
         }
         assert_eq!(bench.entries(), 0);
+    });
+}
+
+/// An answer that quotes it has room for so many extension headers only.
+#[test]
+fn what_is_refused_behind_many_extension_headers_is_a_counted_drop() {
+    for_each_kind(|bench, net, proto| {
+        if net.vip.is_ipv4() || proto != Proto::Udp {
+            return;
+        }
+        let frontend = at(net.vip, 80);
+        bench.serve(frontend, proto, 0, &[], &[]);
+        let mut frame = Frame::new(proto, at(net.pod, 40000), frontend);
+        frame.extensions = true;
+        frame.mac_to = bench.mac(Hook::FromPod);
+        let before = bench.metric(Metric::Malformed);
+        // 24 bytes more.
+        let outcome = bench.send_bytes(Hook::FromPod, &marked(&frame, frontend), 0);
+        assert_eq!((outcome.action, bench.metric(Metric::Malformed)), (SHOT, before + 1));
     });
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, Metric, REDIRECT, UNSPEC, for_each_kind},
+    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, Metric, REDIRECT, SHOT, UNSPEC, for_each_kind},
     frame::{Flags, Frame, L3, Proto},
     icmp::{IcmpError, kinds, too_big},
     nets::{Net, at},
@@ -244,7 +244,7 @@ fn l4_an_error_at_the_end_of_its_hops_is_dropped_and_counted() {
         error.mac_to = bench.mac(flow.hooks[1]);
         error.ttl = 1;
         let before = bench.metric(Metric::Route);
-        assert_eq!(bench.send_bytes(flow.hooks[1], &error.bytes(), 0).action, crate::bench::SHOT);
+        assert_eq!(bench.send_bytes(flow.hooks[1], &error.bytes(), 0).action, SHOT);
         assert_eq!(bench.metric(Metric::Route), before + 1);
     });
 }
@@ -320,6 +320,25 @@ fn l4_errors_that_quote_no_ports_pass() {
         short[at..at + 2].copy_from_slice(&(if v4 { 27u16 } else { 7 }).to_be_bytes());
         let outcome = bench.send_bytes(Hook::FromExternal, &short, 0);
         assert_eq!((outcome.action, outcome.bytes), (UNSPEC, short));
+    });
+}
+
+/// Its checksum cannot be known, and no such fragment was ever sent on.
+#[test]
+fn l4_an_error_that_quotes_a_fragment_of_sctp_with_other_ports_is_dropped() {
+    for_each_kind(|bench, net, proto| {
+        if proto != Proto::Sctp || net.vip.is_ipv6() {
+            return;
+        }
+        let flow = Flow::plain(bench, net, proto);
+        let mut error = IcmpError::new(router(net), flow.sent[1].clone());
+        error.mac_to = bench.mac(Hook::FromExternal);
+        let mut bytes = error.bytes();
+        // More fragments follow.
+        bytes[L3 + 20 + 8 + 6] = 0x20;
+        let before = bench.metric(Metric::Malformed);
+        let outcome = bench.send_bytes(Hook::FromExternal, &bytes, 0);
+        assert_eq!((outcome.action, bench.metric(Metric::Malformed)), (SHOT, before + 1));
     });
 }
 

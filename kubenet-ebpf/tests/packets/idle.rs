@@ -1,7 +1,7 @@
 //! UDP flows of which one side was silent for long.
 
 use crate::{
-    bench::{Bench, Hook, for_each_kind},
+    bench::{Bench, DRAINING, Hook, for_each_kind},
     frame::{Flags, Frame, Proto},
     nets::{Net, at},
 };
@@ -91,6 +91,17 @@ fn an_answer_after_both_were_silent_is_no_answer() {
     });
 }
 
+#[test]
+fn while_draining_a_flow_of_which_no_answer_is_known_is_the_successors() {
+    for_each_family(|bench, net| {
+        let frames = begin(bench, net);
+        bench.evict(frames[1].from, frames[1].to, Proto::Udp);
+        bench.configure(DRAINING, 20000..=29999);
+        bench.expect_passed(Hook::FromPod, frames[0].clone());
+        assert_eq!(bench.entries(), 0);
+    });
+}
+
 /// It is a connection of its own, but from a port that answers: nobody else can have dialled so.
 #[test]
 fn a_backend_that_dials_from_the_port_that_it_serves_is_taken_for_an_answer() {
@@ -102,6 +113,9 @@ fn a_backend_that_dials_from_the_port_that_it_serves_is_taken_for_an_answer() {
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, 0, &[id], &[]);
         bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        // Nor does the client begin anew with an answer.
+        let odd = Frame::new(proto, client, frontend).flags(Flags::SynAck);
+        bench.expect_forwarded(Hook::FromPod, odd, client, backend);
         let syn = Frame::new(proto, backend, client).flags(Flags::Syn);
         bench.expect_forwarded(Hook::FromExternal, syn, frontend, client);
         // The answer to a SYN of which nothing is known any more is no Service's.

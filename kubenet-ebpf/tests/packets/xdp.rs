@@ -34,10 +34,17 @@ impl Bench {
     pub fn load_xdp(&mut self) {
         without_signals(|| self.xdp().load());
         self.xdp().attach("ext0", XdpMode::Driver).expect("attach");
+        self.xdp_devices(&[self.ext0]);
+    }
+
+    /// The devices with an XDP program, all with the same MAC address.
+    fn xdp_devices(&mut self, indices: &[u32]) {
         let mac = self.mac(Hook::FromExternal);
         let mut devices = [0; 16 * 12];
-        devices[..4].copy_from_slice(&self.ext0.to_ne_bytes());
-        devices[4..10].copy_from_slice(&mac);
+        for (device, index) in devices.as_chunks_mut::<12>().0.iter_mut().zip(indices) {
+            device[..4].copy_from_slice(&index.to_ne_bytes());
+            device[4..10].copy_from_slice(&mac);
+        }
         let map = self.map_mut("xdp_devices");
         Array::<_, [u8; 16 * 12]>::try_from(map).expect("array").set(0, devices, 0).expect("set");
     }
@@ -152,6 +159,8 @@ fn a_flow_to_a_backend_elsewhere_leaves_at_once_and_so_do_its_answers() {
             let answer = Frame::new(proto, backend, node).flags(Flags::Ack).ttl(ttl);
             bench.expect_transmitted(answer, frontend, client);
         }
+        // Though the way is known.
+        bench.expect_xdp_passed(Frame::new(proto, client, frontend).flags(Flags::Ack).ttl(1));
         assert_eq!(bench.entries(), 2);
     });
 }
@@ -288,7 +297,9 @@ fn checksums_stay_right_whatever_they_are() {
         let ends @ [client, frontend, backend] = serve(bench, net, proto, net.pod_there, 0);
         let node = begin(bench, proto, ends);
         let mut passed = 0;
-        for word in (0..=u16::MAX).step_by(7).chain([0xffff]) {
+        // Of UDP all, as 0 is no checksum there.
+        let step = if proto == Proto::Udp { 1 } else { 7 };
+        for word in (0..=u16::MAX).step_by(step).chain([0xffff]) {
             let mut frame = Frame::new(proto, client, frontend).flags(Flags::Ack).payload(word.to_be_bytes());
             let outcome = bench.send_xdp(&mut frame);
             // One that looks like one that is to be completed.
@@ -300,7 +311,8 @@ fn checksums_stay_right_whatever_they_are() {
             (expected.mac_from, expected.mac_to) = (frame.mac_to, GATEWAY);
             assert_eq!(outcome, Outcome { action: TX, bytes: expected.bytes() }, "{word:#x}");
         }
-        assert!(passed <= 1, "{passed} of 9,363");
+        // Two words are zero to a sum.
+        assert!(passed <= 3, "{passed}");
     });
 }
 
@@ -429,5 +441,20 @@ fn at_the_end_of_its_hops_and_from_nobody_a_packet_goes_no_further() {
             let outcome = bench.send_xdp(&mut Frame::new(proto, from, frontend));
             assert_eq!((outcome.action, bench.metric(Metric::Spoofed)), (DROP, before + 1));
         }
+    });
+}
+
+#[test]
+fn a_device_is_served_wherever_it_stands_among_the_others_and_not_without() {
+    for_each(|bench, net, proto| {
+        let ends @ [client, frontend, _] = serve(bench, net, proto, net.pod_there, 0);
+        let (ext0, pod0) = (bench.ext0, bench.pod0);
+        bench.xdp_devices(&[pod0, ext0]);
+        begin(bench, proto, ends);
+        for others in [&[][..], &[pod0], &[pod0; 16]] {
+            bench.xdp_devices(others);
+            bench.expect_xdp_passed(Frame::new(proto, client, frontend));
+        }
+        bench.xdp_devices(&[ext0]);
     });
 }
