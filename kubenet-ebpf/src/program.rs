@@ -18,9 +18,8 @@ use crate::{
     ids::Handle,
     layout,
     names::encode_name,
-    refused::Refused,
     rest::Now,
-    state::{Retired, Staged, StaleFlows, State, cluster_ip},
+    state::{Move, Plan, Retired, Staged, StaleFlows, State, cluster_ip},
 };
 
 /// Entries that could not be written or removed, by their places in what was asked for.
@@ -58,6 +57,17 @@ pub(crate) fn done(failures: Failures) -> Result<(), DatapathError> {
 /// the processor's caches. Tests look at the borders.
 const TOGETHER: usize = if cfg!(test) { 3 } else { 1024 };
 
+/// How often room is made in one go, where slots are free but in many pieces: each takes a grace period, or more.
+const ROOMS: usize = 8;
+
+/// A route for which there was no room.
+struct Full {
+    route: Arc<Route>,
+    error: DatapathError,
+    /// Slots in one piece that would have done, of which there are as many in several.
+    wanted: Option<u32>,
+}
+
 /// What came of it.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -88,17 +98,92 @@ pub(crate) fn program(
         remove(state, tables, frontends, &mut outcome, now);
     }
     // What was just replaced or removed makes room once no packet can see it.
-    let again: Vec<Arc<Route>> = full.iter().map(|(route, _)| Arc::clone(route)).collect();
-    let still_full = if !full.is_empty() && state.has_resting() && tables.wait_grace_period() {
-        state.wake_all();
+    let mut still_full = if !full.is_empty() && wake(state, tables) {
+        let again = full.into_iter().map(|full| full.route).collect();
         write_all(state, tables, operation, again, &mut outcome, now)
     } else {
         full
     };
-    for (route, error) in still_full {
-        fail(&mut outcome, &route, error);
+    // One place for all of them, if there is one.
+    let wanted = still_full.iter().filter_map(|full| full.wanted).fold(0, u32::saturating_add);
+    if still_full.len() > 1 && wanted > 0 && make_room(state, tables, wanted, now) {
+        let again = still_full.into_iter().map(|full| full.route).collect();
+        still_full = write_all(state, tables, operation, again, &mut outcome, now);
+    }
+    let mut rooms = ROOMS;
+    for mut full in still_full {
+        let failed = loop {
+            let Some(wanted) = full.wanted.filter(|_| rooms > 0) else { break Some(full) };
+            rooms -= 1;
+            if state.has_resting_slots() {
+                wake(state, tables);
+            }
+            if !make_room(state, tables, wanted, now) {
+                break Some(full);
+            }
+            match write_all(state, tables, operation, vec![full.route], &mut outcome, now).pop() {
+                Some(again) => full = again,
+                None => break None,
+            }
+        };
+        if let Some(Full { route, error, .. }) = failed {
+            fail(&mut outcome, &route, error);
+        }
     }
     outcome
+}
+
+/// Whether something that rested may be used again.
+fn wake(state: &mut State, tables: &mut dyn Tables) -> bool {
+    let woken = state.has_resting() && tables.wait_grace_period();
+    if woken {
+        state.wake_all();
+    }
+    woken
+}
+
+/// Makes room for so many slots in one piece. Every packet finds each set whole, where it was or where it is then.
+fn make_room(state: &mut State, tables: &mut dyn Tables, wanted: u32, now: Now) -> bool {
+    match state.plan_room(wanted, now) {
+        None => false,
+        Some(Plan::Apart(moves, kept)) => {
+            let done = moves.iter().take_while(|to| relocate(state, tables, to)).count();
+            let unseen = tables.wait_grace_period();
+            for (place, to) in moves.iter().enumerate() {
+                if place < done {
+                    state.free_slots(to.leaves(), unseen, now);
+                } else {
+                    state.free_slots(to.needs(), true, now);
+                }
+            }
+            kept.into_iter().for_each(|range| state.free_slots(range, true, now));
+            unseen && done == moves.len()
+        }
+        Some(Plan::Together(moves)) => moves.iter().all(|to| {
+            if !state.take_slots(to.needs()) {
+                return false;
+            }
+            let done = relocate(state, tables, to);
+            // The next one goes where this one was.
+            let unseen = !done || tables.wait_grace_period();
+            state.free_slots(if done { to.leaves() } else { to.needs() }, unseen, now);
+            done && unseen
+        }),
+    }
+}
+
+/// Lets a set stand where there is room for it.
+fn relocate(state: &mut State, tables: &mut dyn Tables, to: &Move) -> bool {
+    let Some(moved) = state.relocate(to) else { return false };
+    tables.write_slots(moved.base, &moved.words);
+    match done(tables.write_services(&[moved.service])) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, frontend = %moved.service.0, "a set of backends cannot be moved to make room");
+            state.put_back(to, moved);
+            false
+        }
+    }
 }
 
 /// Returns the routes for which there was no room.
@@ -109,7 +194,7 @@ fn write_all(
     routes: Vec<Arc<Route>>,
     outcome: &mut Outcome,
     now: Now,
-) -> Vec<(Arc<Route>, DatapathError)> {
+) -> Vec<Full> {
     let mut full = Vec::new();
     let mut retired = Vec::new();
     let mut new_ips = Vec::new();
@@ -120,9 +205,13 @@ fn write_all(
             match state.stage(route, now) {
                 Ok(one) => staged.push(one),
                 Err(refused) => {
-                    let may_retry = Refused::is_full(&refused);
+                    let (may_retry, wanted) = (refused.is_full(), refused.wants_room());
                     let (route, error) = (Arc::clone(route), refused.into_error(operation));
-                    if may_retry { full.push((route, error)) } else { fail(outcome, &route, error) }
+                    if may_retry {
+                        full.push(Full { route, error, wanted });
+                    } else {
+                        fail(outcome, &route, error);
+                    }
                 }
             }
         }
@@ -140,7 +229,7 @@ fn write_all(
             let route = Arc::clone(&staged.programmed.route);
             retired.extend(state.abort(staged, now));
             if error.kind() == ErrorKind::Capacity {
-                full.push((route, error));
+                full.push(Full { route, error, wanted: None });
             } else {
                 fail(outcome, &route, error);
             }

@@ -23,6 +23,14 @@ impl Refused {
         !matches!(self, Refused::Invalid(_))
     }
 
+    /// The slots in one piece that would do, where there are as many in several.
+    pub(crate) fn wants_room(&self) -> Option<u32> {
+        match self {
+            Refused::Slots(no) if no.free >= u64::from(no.wanted) => Some(no.wanted),
+            _ => None,
+        }
+    }
+
     pub(crate) fn into_error(self, operation: &'static str) -> DatapathError {
         let message = match self {
             Refused::Invalid(message) => return error(operation, ErrorKind::InvalidInput, message),

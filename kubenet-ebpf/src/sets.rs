@@ -155,7 +155,20 @@ impl Set {
         }
     }
 
-    /// Each backend once, in order.
+    /// Whether each backend has one slot.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.listed().is_none()
+    }
+
+    /// The last ones become the first ones, of a set with one slot for each backend.
+    pub(crate) fn rotate(&mut self, by: usize) {
+        if let Content::Plain(ids) = &mut self.content {
+            let by = by.min(ids.len());
+            ids.rotate_right(by);
+        }
+    }
+
+    /// Each backend once, in order; of one that was rotated, in an order that no affinity needs.
     pub(crate) fn ids(&self) -> &[u32] {
         match &self.content {
             Content::Plain(ids) => ids,
@@ -296,6 +309,24 @@ impl Sets {
             self.shared.remove(&listed.key);
         }
         self.slots.give_back(set.range, now);
+    }
+
+    /// Whether the set may stand elsewhere without a word to anybody else: nobody shares its slots.
+    pub(crate) fn is_alone(&self, set: &Set) -> bool {
+        set.listed().is_none_or(|l| self.shared.get(&l.key).is_some_and(|shared| shared.references == 1))
+    }
+
+    /// The set stands elsewhere from now on.
+    pub(crate) fn stands_at(&mut self, set: &mut Set, base: u32) {
+        set.range.base = base;
+        if let Some(shared) = set.listed().and_then(|listed| self.shared.get_mut(&listed.key)) {
+            shared.range.base = base;
+        }
+    }
+
+    /// The slots themselves.
+    pub(crate) fn slots(&mut self) -> &mut Slots {
+        &mut self.slots
     }
 
     pub(crate) fn has_resting(&self) -> bool {

@@ -12,7 +12,7 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    fn end(self) -> u32 {
+    pub(crate) fn end(self) -> u32 {
         self.base + self.count
     }
 }
@@ -93,7 +93,27 @@ impl Slots {
         taken
     }
 
-    /// Undoes that it was taken: no program has seen it.
+    /// The pieces that nobody has, in order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Range> {
+        self.free.iter().map(|(&base, &count)| Range { base, count })
+    }
+
+    /// How many slots there are.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Takes a range if nobody has a part of it.
+    pub(crate) fn take_at(&mut self, range: Range) -> bool {
+        let parts = self.take_free_parts(range);
+        let whole = parts == [range];
+        if !whole {
+            parts.into_iter().for_each(|part| self.insert(part));
+        }
+        whole
+    }
+
+    /// Undoes that it was taken: no program has seen it, or none can see it any more.
     pub(crate) fn untake(&mut self, range: Range) {
         self.insert(range);
     }

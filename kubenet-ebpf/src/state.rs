@@ -2,6 +2,7 @@
 
 mod adopt;
 mod cluster_ips;
+mod room;
 mod routes;
 
 use std::{
@@ -32,7 +33,10 @@ use crate::{
     sets::{Member, Set, Sets, is_listed},
 };
 
-pub(crate) use self::adopt::{Leftovers, unused_sources};
+pub(crate) use self::{
+    adopt::{Leftovers, unused_sources},
+    room::{Move, Plan},
+};
 use self::{cluster_ips::ClusterIps, routes::Routes};
 
 /// One value for each address family.
@@ -447,6 +451,11 @@ impl State {
     pub(crate) fn has_resting(&self) -> bool {
         let backends = self.backends.v4.has_resting() || self.backends.v6.has_resting();
         backends || self.ids.has_resting() || self.affinities.has_resting() || self.sets.has_resting()
+    }
+
+    /// Whether it would free slots.
+    pub(crate) fn has_resting_slots(&self) -> bool {
+        self.sets.has_resting()
     }
 
     /// The caller waited for an RCU grace period.

@@ -194,6 +194,28 @@ fn what_somebody_changed_is_found_and_put_right() {
 }
 
 #[test]
+fn sets_move_to_make_room_for_one_that_fits_in_what_is_free() {
+    let sizes = MapSizes { slots: 24, ..MapSizes::default() };
+    let Some((mut engine, mut events)) = engine(sizes) else { return };
+    let replace = |engine: &mut Engine, routes: Vec<Arc<Route>>| {
+        let table = table(1, routes);
+        let report = engine.replace(&table).unwrap();
+        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        let read = engine.read().unwrap();
+        assert!(read.same_routes(&table), "{:?}", read.diff(&table));
+    };
+    replace(&mut engine, routes(8, 3));
+    let mut left: Vec<_> = routes(8, 3).into_iter().step_by(2).collect();
+    replace(&mut engine, left.clone());
+    let before: Vec<u32> = engine.state.routes().map(|p| p.internal.range.base).collect();
+    left.extend(routes(9, 12).pop());
+    replace(&mut engine, left);
+    let after = engine.state.routes().map(|p| p.internal.range.base);
+    assert!(after.zip(before).any(|(after, before)| after != before), "nothing moved");
+    assert_eq!(next_drift(&mut events), None);
+}
+
+#[test]
 fn weights_maglev_and_affinity_are_read_back_and_what_is_changed_is_seen() {
     let Some((mut engine, mut events)) = engine(MapSizes::default()) else { return };
     let all: Vec<Arc<Route>> = (0..)

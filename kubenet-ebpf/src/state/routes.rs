@@ -34,6 +34,11 @@ impl Routes {
         self.slab.get(self.find(frontend)?)
     }
 
+    pub(super) fn get_mut(&mut self, frontend: &Frontend) -> Option<&mut Programmed> {
+        let number = self.find(frontend)?;
+        self.slab.get_mut(number)
+    }
+
     /// Returns what it replaces.
     pub(super) fn insert(&mut self, programmed: Programmed) -> Option<Programmed> {
         let frontend = programmed.route.frontend;

@@ -27,6 +27,11 @@ pub(super) struct Memory {
     pub(super) refused: Vec<Frontend>,
     pub(super) grace_periods: usize,
     pub(super) cut: Vec<StaleFlows>,
+    /// What entries of `services` showed that were replaced or removed since the last grace period: packets may
+    /// still go on with them.
+    pub(super) old: Vec<(Frontend, layout::Service, [Vec<Backend>; 2])>,
+    /// There is no memory for another entry in the place of one that is there.
+    pub(super) no_memory: bool,
     /// Every id that was ever written, with its generation: connections may know it still.
     pub(super) handed_out: BTreeSet<(IpFamily, u32, u32)>,
     /// After so many writes the process ends.
@@ -52,6 +57,8 @@ impl Memory {
             refused: Vec::new(),
             grace_periods: 0,
             cut: Vec::new(),
+            old: Vec::new(),
+            no_memory: false,
             handed_out: BTreeSet::new(),
             writes_left: usize::MAX,
             is_damaged: false,
@@ -90,6 +97,27 @@ impl Memory {
         shares
     }
 
+    /// The backends that a packet may pick which has read this entry, dead ones among them.
+    fn picks(&self, frontend: &Frontend, service: &layout::Service) -> [Vec<Backend>; 2] {
+        let ranges = [
+            (service.internal_base, service.internal_count),
+            (service.external_base, service.external_count),
+        ];
+        ranges.map(|(base, count)| {
+            let ids = (base..base + count).map(|slot| self.slots[&slot]);
+            let backend = |id| self.backends[&(frontend.family(), id)].1;
+            let mut backends: Vec<Backend> = ids.map(backend).collect();
+            backends.sort_unstable();
+            backends
+        })
+    }
+
+    fn note_old(&mut self, frontend: &Frontend) {
+        if let Some(service) = self.services.get(frontend).filter(|_| !self.is_damaged) {
+            self.old.push((*frontend, *service, self.picks(frontend, service)));
+        }
+    }
+
     pub(super) fn view(&self) -> View {
         self.services
             .iter()
@@ -105,6 +133,13 @@ impl Memory {
     fn look(&self) {
         if self.is_damaged {
             return;
+        }
+        for (frontend, service, picks) in &self.old {
+            assert_eq!(
+                self.picks(frontend, service),
+                *picks,
+                "{frontend}: slots that a packet may still read"
+            );
         }
         for (frontend, seen) in self.view() {
             // Of both routes' source ranges, none may be missing while the other's are there, too.
@@ -237,7 +272,12 @@ impl Tables for Memory {
                 failures.push((place, full("services")));
                 continue;
             }
+            if self.no_memory && self.services.contains_key(frontend) {
+                failures.push((place, error("test", ErrorKind::Unavailable, "no memory")));
+                continue;
+            }
             assert!(self.names.contains_key(&service.id), "the name comes before the service");
+            self.note_old(frontend);
             self.services.insert(*frontend, *service);
             self.look();
         }
@@ -247,6 +287,7 @@ impl Tables for Memory {
     fn remove_services(&mut self, frontends: &[Frontend]) -> Failures {
         for frontend in frontends {
             self.write();
+            self.note_old(frontend);
             self.services.remove(frontend);
         }
         Vec::new()
@@ -260,6 +301,7 @@ impl Tables for Memory {
 
     fn wait_grace_period(&mut self) -> bool {
         self.grace_periods += 1;
+        self.old.clear();
         true
     }
 }
