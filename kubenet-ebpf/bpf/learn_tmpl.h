@@ -1,17 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What marks of other nodes teach: see dsr.h. */
 
-/* Whether the flow is known, with this target: then it is heard of again. */
+/*
+ * Whether the flow is known, with this target: then it is heard of again. A
+ * connection that has ended, or begun to, is not what a SYN begins.
+ */
 static __always_inline bool F(dsr_knows)(const struct F(tuple) *frontend,
 					 const struct F(tuple) *target)
 {
 	struct F(conntrack) *ct = F(ct_find)(frontend);
+	const struct F(conntrack) *peer;
 	struct F(tuple) known = {};
 
 	if (!ct || ct->flags & CT_REPLY)
 		return false;
 	F(ct_target)(&known, ct, frontend->proto);
 	if (!same(known, *target))
+		return false;
+	peer = F(ct_peer)(ct, frontend->proto);
+	if ((ct->flags | (peer ? peer->flags : 0)) & (CT_FIN | CT_RST))
 		return false;
 	if (ct->last_seen != now_ticks())
 		ct->last_seen = now_ticks();

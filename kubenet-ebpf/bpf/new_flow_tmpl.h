@@ -131,7 +131,7 @@ static __noinline int F(new_flow)(struct packet *pkt,
 {
 	__u32 origin = F(origin)(tuple, pkt->ifindex);
 	bool outside = origin == SVC_MASQ_OUTSIDE;
-	__u32 zero = 0, bytes = packet_bytes(pkt);
+	__u32 zero = 0, bytes = pkt->looked_at ? 0 : packet_bytes(pkt);
 	struct choice choice = {};
 	struct F(conntrack) *flow;
 

@@ -66,6 +66,22 @@ static __always_inline int F(xdp_transmit)(struct xdp_md *ctx,
 	return transmit(ctx, mac);
 }
 
+/*
+ * The first packet of a flow, which new_flow() has left uncounted: what it wrote
+ * of the flow is where it made it.
+ */
+static __always_inline void F(xdp_count_first)(const struct packet *pkt)
+{
+	const struct F(conntrack) *flow;
+	__u32 zero = 0, bytes = packet_bytes(pkt);
+
+	flow = bpf_map_lookup_elem(&F(new_entry), &zero);
+	if (!flow)
+		return;
+	charge_service(flow->service, flow->service_generation, 0, 1, bytes);
+	F(charge_backend)(flow->backend, flow->generation, 0, 1, bytes);
+}
+
 /* Looks for the way. `ct` is NULL for a flow that has just begun. */
 static __noinline int F(xdp_send_on)(struct xdp_md *ctx,
 				     const struct packet *pkt,
@@ -94,6 +110,8 @@ static __noinline int F(xdp_send_on)(struct xdp_md *ctx,
 		return xdp_drop(METRIC_DROP_ROUTE);
 	if (ct)
 		F(note_packet)(pkt, from, ct, now_ticks());
+	else if (pkt->looked_at)
+		F(xdp_count_first)(pkt);
 	if (leaves) {
 		if (ct) {
 			ct->route.ifindex = 0;
@@ -131,6 +149,8 @@ static __always_inline int F(xdp)(struct xdp_md *ctx, struct packet *pkt,
 	__u32 now = 0;
 
 	pkt->ifindex = ctx->ingress_ifindex;
+	/* TC may get it, and counts what it gets. */
+	pkt->looked_at = has_external_tc;
 	if (F(xdp_parse)(ctx, pkt, tuple, &check) != PARSED_FLOW ||
 	    F(may_be_partial)(pkt, tuple, check))
 		return XDP_PASS;

@@ -254,6 +254,31 @@ fn a_mark_on_what_is_for_another_host_teaches_nothing() {
     });
 }
 
+/// The backend refuses a connection, or ends it, and the client dials again from the same port.
+#[test]
+fn a_port_that_is_used_again_is_learned_again() {
+    for_each_kind_directly(|bench, net, proto| {
+        if proto == Proto::Udp {
+            return;
+        }
+        let Case { client, frontend, backend } = here(net);
+        let ask = Frame::new(proto, client, backend);
+        let answer = |flags| Frame::new(proto, backend, client).flags(flags);
+        for end in [Flags::Rst, Flags::Fin] {
+            assert_eq!(bench.send_marked(Hook::FromExternal, ask.clone(), frontend), UNSPEC);
+            bench.expect_forwarded(Hook::FromPod, answer(Flags::SynAck), frontend, client);
+            bench.expect_forwarded(Hook::FromPod, answer(end), frontend, client);
+        }
+        assert_eq!(bench.send_marked(Hook::FromExternal, ask.clone(), frontend), UNSPEC);
+        bench.expect_forwarded(Hook::FromPod, answer(Flags::SynAck), frontend, client);
+        // It lasts, where no flood reaches it, as any other does.
+        bench.age(2);
+        bench.expect_forwarded(Hook::FromPod, answer(Flags::Ack), frontend, client);
+        assert!(bench.has("established", backend, client, proto));
+        assert_eq!(bench.entries(), 2);
+    });
+}
+
 #[test]
 fn one_port_of_a_client_serves_one_frontend_of_a_backend() {
     for_each_kind_directly(|bench, net, proto| {

@@ -12,7 +12,7 @@ use crate::{
 
 impl Bench {
     /// Whether a map has the entry for packets from one address to another.
-    fn has(&mut self, map: &str, from: SocketAddr, to: SocketAddr, proto: Proto) -> bool {
+    pub fn has(&mut self, map: &str, from: SocketAddr, to: SocketAddr, proto: Proto) -> bool {
         let mut key = [octets(from.ip()), octets(to.ip())].concat();
         key.extend([from.port().to_be_bytes(), to.port().to_be_bytes()].concat());
         key.extend([proto.number(), 0, 0, 0]);

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use aya::maps::Array;
 
 use crate::{
-    bench::{Bench, Hook, for_each_kind},
+    bench::{Bench, Hook, LOCAL, for_each_kind, on_bench},
     frame::{Flags, Frame, Proto},
-    nets::{Net, at},
+    nets::{Net, V4, V6, at},
 };
 
 /// Connections, packets, bytes, and those of replies; `struct traffic` behind its two words.
@@ -135,5 +135,45 @@ fn what_a_flow_counted_is_charged_before_another_takes_its_place() {
         let numbers = bench.traffic("service_traffic", flow.service);
         assert_eq!((numbers[0], numbers[1], numbers[2]), (2, 3, bytes));
         assert!(numbers[4] > back);
+    });
+}
+
+/// What XDP looks at first and leaves to TC is one packet.
+#[test]
+fn a_packet_that_xdp_passes_on_is_charged_once() {
+    on_bench(|bench| {
+        bench.load_xdp();
+        for net in [V4, V6] {
+            for proto in [Proto::Tcp, Proto::Udp] {
+                for here in [true, false] {
+                    bench.clear();
+                    let pod = if here { net.pod_here } else { net.pod_there };
+                    let (client, frontend, backend) =
+                        (at(net.outside, 40000), at(net.vip, 80), at(pod, 8080));
+                    let id = bench.backend(backend, if here { LOCAL } else { 0 });
+                    let service = bench.serve(frontend, proto, 0, &[id], &[id]);
+                    let map = if net.vip.is_ipv4() { "backend_traffic4" } else { "backend_traffic6" };
+                    bench.hand_out("service_traffic", service, 7);
+                    bench.hand_out(map, id, 1);
+                    let flow = Flow { client, frontend, backend, service, id, map };
+                    let send = |bench: &mut Bench, flags, payload| {
+                        let frame =
+                            Frame::new(proto, client, frontend).flags(flags).payload(vec![1; payload]);
+                        if here {
+                            bench.expect_xdp_passed(frame.clone());
+                            bench.expect_forwarded(Hook::FromExternal, frame.clone(), client, backend);
+                        } else {
+                            bench.expect_transmitted(frame.clone(), client, backend);
+                        }
+                        frame.bytes().len() as u64 - 14
+                    };
+                    let mut bytes = send(bench, Flags::Syn, 0);
+                    bytes += send(bench, Flags::Ack, 100);
+                    bench.age(2);
+                    bytes += send(bench, Flags::Ack, 200);
+                    flow.expect(bench, [1, 3, bytes, 0, 0]);
+                }
+            }
+        }
     });
 }
