@@ -117,6 +117,7 @@ impl<E> Clone for EventHub<E> {
 impl<E: Clone + Send + 'static> EventHub<E> {
     /// Hands an event to all who listen now. Never blocks on a reader.
     pub fn emit(&self, event: &E) {
+        let mut wakers = Vec::new();
         self.0.lock().mailboxes.retain(|mailbox| {
             let mut mailbox = mailbox.lock();
             if mailbox.reader_gone {
@@ -126,11 +127,11 @@ impl<E: Clone + Send + 'static> EventHub<E> {
                 mailbox.events.pop_front();
             }
             mailbox.events.push_back(event.clone());
-            if let Some(waker) = mailbox.waker.take() {
-                waker.wake();
-            }
+            wakers.extend(mailbox.waker.take());
             true
         });
+        // Without a lock: whoever is woken may read, subscribe or leave in this very call.
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Everything emitted from now on. The stream ends after [`EventHub::end`].
@@ -156,15 +157,17 @@ impl<E: Clone + Send + 'static> EventHub<E> {
 
     /// Ends all streams once they are read empty, and those that are asked for later at once.
     pub fn end(&self) {
-        let mut subscribers = self.0.lock();
-        subscribers.ended = true;
-        for mailbox in subscribers.mailboxes.drain(..) {
-            let mut mailbox = mailbox.lock();
-            mailbox.sender_gone = true;
-            if let Some(waker) = mailbox.waker.take() {
-                waker.wake();
+        let mut wakers = Vec::new();
+        {
+            let mut subscribers = self.0.lock();
+            subscribers.ended = true;
+            for mailbox in subscribers.mailboxes.drain(..) {
+                let mut mailbox = mailbox.lock();
+                mailbox.sender_gone = true;
+                wakers.extend(mailbox.waker.take());
             }
         }
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -194,6 +197,8 @@ impl<E> Drop for Reader<E> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Wake;
+
     use futures::{FutureExt, StreamExt};
 
     use super::*;
@@ -210,6 +215,38 @@ mod tests {
         assert_eq!(seen.len(), ROOM);
         assert!(hub.subscribe().next().now_or_never().unwrap().is_none(), "ended for late readers, too");
         assert!(matches!(seen[0], DatapathEvent::Applied { revision: Revision(3) }));
+    }
+
+    /// Some executors run or drop a task in the call that wakes it.
+    #[test]
+    fn whoever_is_woken_may_read_on_or_leave_at_once() {
+        struct Woken(Mutex<Option<BoxStream<'static, DatapathEvent>>>, Mutex<Vec<DatapathEvent>>);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                let Some(mut reader) = self.0.lock().take() else { return };
+                self.1.lock().extend(reader.next().now_or_never().flatten());
+            }
+        }
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let hub = EventHub::default();
+            let begin = || {
+                let woken = Arc::new(Woken(Mutex::new(None), Mutex::new(Vec::new())));
+                let mut reader = hub.subscribe();
+                let waker = Waker::from(Arc::clone(&woken));
+                assert!(reader.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+                *woken.0.lock() = Some(reader);
+                woken
+            };
+            let (first, second) = (begin(), begin());
+            hub.emit(&DatapathEvent::Draining);
+            assert!(!hub.has_readers());
+            let third = begin();
+            hub.end();
+            done.send([first, second, third].map(|woken| woken.1.lock().len())).unwrap();
+        });
+        let seen = is_done.recv_timeout(std::time::Duration::from_secs(10));
+        assert_eq!(seen.expect("it waits for a lock that it holds"), [1, 1, 0]);
     }
 
     #[test]
