@@ -388,9 +388,14 @@ impl EbpfBuilder {
 
     fn check_hooks(&self) -> Result<(), String> {
         let Hooks { sockets, pods, external, xdp } = self.hooks;
-        let none = !pods && !external && xdp == XdpMode::Off;
+        // By itself, XdpMode::Auto attaches nothing.
+        let none = !pods && !external && xdp != XdpMode::Native;
         if none && !(sockets && self.cgroup.is_some()) {
-            return Err("no hook is left: set a cgroup, or leave pod_tc, external_tc or xdp on".to_owned());
+            return Err("no hook is left: set a cgroup, or leave pod_tc or external_tc on".to_owned());
+        }
+        if self.direct_server_return && !external {
+            return Err("direct_server_return: it is TC that marks packets and learns from marks: leave external_tc on"
+                .to_owned());
         }
         if xdp == XdpMode::Native && !external && !pods {
             return Err(
@@ -429,8 +434,12 @@ mod tests {
             "MapSizes::slots: 0: must be 1 to 67108864"
         );
         assert!(message(builder().snat_ports(9..=8)).starts_with("snat_ports: 9 to 8: must be a range"));
-        let nothing = builder().pod_tc(false).external_tc(false).xdp(XdpMode::Off);
-        assert!(message(nothing.clone()).starts_with("no hook is left"));
+        let nothing = builder().pod_tc(false).external_tc(false);
+        for xdp in [XdpMode::Off, XdpMode::Auto] {
+            assert!(message(nothing.clone().xdp(xdp)).starts_with("no hook is left"));
+        }
+        let direct = builder().direct_server_return(true).external_tc(false).xdp(XdpMode::Native);
+        assert!(message(direct).starts_with("direct_server_return: it is TC"));
         assert!(message(nothing.clone().cgroup("/x").socket_hooks(false)).starts_with("no hook is left"));
         assert!(message(nothing.xdp(XdpMode::Native)).starts_with("xdp: without external_tc"));
         assert!(message(builder().external_interface("")).starts_with("external_interface: \"\": must have"));

@@ -177,5 +177,6 @@ fn one_from_outside_follows_beside_the_process_and_when_it_is_gone() {
     let mut followed = inspector.follow().unwrap();
     assert!(followed.next(SOON / 8).unwrap().is_none());
     lab.http_get("client", service(V4, 1), SOON).unwrap();
-    wait(|| followed.next(SOON / 100).unwrap(), flow);
+    // However long it may take.
+    wait(|| followed.next(Duration::MAX).unwrap(), flow);
 }

@@ -205,13 +205,14 @@ impl Follower {
     }
 
     fn try_next(&mut self, timeout: Duration) -> Result<Option<DatapathEvent>, MapError> {
-        let end = Instant::now() + timeout;
+        // None is later than any clock will be.
+        let end = Instant::now().checked_add(timeout);
         loop {
             self.ring.renew()?;
             if self.waiting.is_empty() {
                 self.ring.read(|event| self.waiting.push_back(event))?;
             }
-            let left = end.saturating_duration_since(Instant::now());
+            let left = end.map_or(RENEWAL, |end| end.saturating_duration_since(Instant::now()));
             if !self.waiting.is_empty() || left.is_zero() {
                 return Ok(self.waiting.pop_front());
             }

@@ -32,6 +32,8 @@ impl Attachments {
         match self.hooks.xdp {
             XdpMode::Off => false,
             XdpMode::Native => true,
+            // Nobody would translate what backends here answer.
+            XdpMode::Auto if !self.hooks.external && !self.hooks.pods => false,
             XdpMode::Auto => Device::of(index).is_ok_and(|device| device.is_physical),
         }
     }
