@@ -62,6 +62,7 @@ pub(super) fn may_cut(state: &State, upserts: &[Arc<Route>], removals: &[Fronten
     let loses = |new: &&Arc<Route>| {
         state.get(&new.frontend).is_some_and(|old| {
             old.route.service_port != new.service_port
+                || admits_node(&old.route) && !admits_node(new)
                 || old.route.internal.backends.iter().any(|backend| !picks(new, backend.socket_addr()))
         })
     };
@@ -71,7 +72,12 @@ pub(super) fn may_cut(state: &State, upserts: &[Arc<Route>], removals: &[Fronten
 /// Whether the Service would give the socket that backend today.
 fn may_stay(state: &State, given: &Given) -> bool {
     let programmed = state.get(&given.frontend).filter(|programmed| programmed.id == given.service);
-    programmed.is_some_and(|programmed| picks(&programmed.route, given.backend))
+    programmed.is_some_and(|p| admits_node(&p.route) && picks(&p.route, given.backend))
+}
+
+/// Whether processes of the node may dial the frontend ([R2]).
+fn admits_node(route: &Route) -> bool {
+    route.source_ranges.as_ref().is_none_or(|ranges| ranges.node)
 }
 
 /// Whether flows from here may get this backend.
@@ -84,7 +90,9 @@ fn picks(route: &Route, backend: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use kubenet_core::route::{Backend, FrontendKind, Masquerade, ServicePortName, Target, WhenEmpty};
+    use kubenet_core::route::{
+        Backend, FrontendKind, Masquerade, ServicePortName, SourceRanges, Target, WhenEmpty,
+    };
 
     use super::*;
     use crate::MapSizes;
@@ -122,6 +130,13 @@ mod tests {
             assert_eq!(asks(&route("dns", protocol, &[2, 3])), cuts);
             assert_eq!(asks(&route("dns", protocol, &[])), cuts);
             assert_eq!(asks(&route("other", protocol, &[1, 2])), cuts);
+            let with_ranges = |node| {
+                let mut route = Route::clone(&route("dns", protocol, &[1, 2]));
+                route.source_ranges = Some(SourceRanges { cidrs: Vec::new(), node }.into());
+                Arc::new(route)
+            };
+            assert!(!asks(&with_ranges(true)));
+            assert_eq!(asks(&with_ranges(false)), cuts);
             assert_eq!(may_cut(&state, &[], &[frontend(protocol)]), cuts);
         }
     }

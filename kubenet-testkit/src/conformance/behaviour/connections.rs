@@ -12,9 +12,9 @@ use kubenet_core::{
     route::FrontendKind::{self, ClusterIp, NodePort},
 };
 
-use super::{Case, TCP, UDP};
+use super::{Case, TCP, UDP, node_udp_follows};
 use crate::conformance::{
-    bench::{ANSWER, Bench, Open, Step, Stop, answered, check, eventually, fail},
+    bench::{ANSWER, Bench, Open, Step, answered, check, eventually, fail},
     fixture::{Svc, TERMINATING, UNREADY},
     world::Got,
 };
@@ -211,14 +211,6 @@ fn udp_chooses_again(bench: &mut Bench<'_>, from: &str, kind: FrontendKind) -> S
         })?;
     }
     Ok(())
-}
-
-/// A case for connected sockets of the node itself.
-fn node_udp_follows(bench: &mut Bench<'_>) -> Step {
-    if bench.datapath()?.capabilities().node_udp_follows {
-        return Ok(());
-    }
-    Err(Stop::NotSupported("connected UDP sockets of the node stay where they are (node_udp_follows)".into()))
 }
 
 /// Clients that are not the node itself.

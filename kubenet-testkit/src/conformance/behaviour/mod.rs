@@ -87,6 +87,14 @@ pub(super) fn run(clients: &Clients<'_>, slot: &mut Option<Arc<dyn Datapath>>) -
     reports
 }
 
+/// A case for connected sockets of the node itself.
+fn node_udp_follows(bench: &mut Bench<'_>) -> Step {
+    if bench.datapath()?.capabilities().node_udp_follows {
+        return Ok(());
+    }
+    Err(Stop::NotSupported("connected UDP sockets of the node stay where they are (node_udp_follows)".into()))
+}
+
 fn attempt(case: &Case, bench: &mut Bench<'_>) -> Step {
     let datapath = bench.datapath()?;
     for &protocol in case.protocols {
