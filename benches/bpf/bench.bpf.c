@@ -115,6 +115,9 @@ static __always_inline __u32 part(__u32 mixed, __u32 of)
 	return ((__u64)mixed * of) >> 32;
 }
 
+typedef __u32 __attribute__((may_alias)) any_word;
+typedef __u16 __attribute__((may_alias)) any_half;
+
 static __always_inline int restore(void *data, void *data_end)
 {
 	struct ethhdr *eth = data;
@@ -173,9 +176,12 @@ static __always_inline int restore(void *data, void *data_end)
 		ip->daddr.in6_u.u6_addr32[2] = 0;
 		ip->daddr.in6_u.u6_addr32[3] = bpf_htonl(address);
 	}
-	tcp->source = sport;
-	tcp->dest = dport;
-	((__u8 *)tcp)[13] = p->flags;
+	/*
+	 * In the widths that programs read: what was written in parts a moment
+	 * ago would hold them up, which no real packet does.
+	 */
+	*(any_word *)&tcp->source = sport | (__u32)dport << 16;
+	((any_half *)tcp)[6] = 0x50 | p->flags << 8;
 	/* Of no pseudo header: one that is yet to be completed, XDP leaves. */
 	tcp->check = 0;
 	return 0;

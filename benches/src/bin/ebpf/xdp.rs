@@ -109,25 +109,26 @@ impl Bench<'_> {
         let there = Plan { reply: false, ..plan };
         let mut cases = vec![
             case(Hook::Xdp, family, Target::Nobody, plan),
-            case(Hook::Xdp, family, Target::Floor, there),
             case(Hook::Xdp, family, self.program, plan),
+            case(Hook::Xdp, family, Target::Nobody, there),
+            case(Hook::Xdp, family, Target::Floor, there),
         ];
         if family == Family::V4 {
             cases.push(case(Hook::Xdp, family, Target::Routed, there));
         }
-        let paths = [Path::NotOurs, Path::NotOurs, path];
+        let paths = [Path::NotOurs, path];
         let check = check_paths(self.kubenet, &paths, rounds);
         let costs = self.runs.compare(&mut cases, self.batches, rounds, check)?;
-        let [driver, floor, cost, routed @ ..] = &costs[..] else { return Ok(()) };
+        let [driver, cost, driver_there, floor, routed @ ..] = &costs[..] else { return Ok(()) };
         let record = Record::new(name, over(cost, driver), "ns");
-        let record = record.against(over(floor, driver), FLOOR, Ratio::Cost);
+        let record = record.against(over(floor, driver_there), FLOOR, Ratio::Cost);
         report.add(match aim {
             Some(goal) => record.aim(goal),
             None => record,
         });
         for routed in routed {
             let record = Record::new(format!("{name}_vs_routed"), over(cost, driver), "ns");
-            report.add(record.against(over(routed, driver), ROUTED, Ratio::Cost));
+            report.add(record.against(over(routed, driver_there), ROUTED, Ratio::Cost));
         }
         Ok(())
     }
