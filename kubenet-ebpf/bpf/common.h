@@ -140,6 +140,51 @@ static __always_inline bool is_zero_words(const void *a, __u32 words)
 	return !any;
 }
 
+/*
+ * What is hashed or read in words later is written in words, too: a CPU that
+ * reads what it wrote in parts a moment ago waits until it is in the cache.
+ */
+typedef __u32 __attribute__((may_alias)) any_word;
+
+/* Two 16-bit fields, one behind the other. */
+static __always_inline __u32 two(__u16 first, __u16 second)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return first | (__u32)second << 16;
+#else
+	return (__u32)first << 16 | second;
+#endif
+}
+
+/* Source and destination port stand one behind the other. */
+static __always_inline void set_ports(__be16 *ports, __u32 both)
+{
+	*(any_word *)ports = both;
+}
+
+static __always_inline __u32 get_ports(const __be16 *ports)
+{
+	return *(const any_word *)ports;
+}
+
+/* The same the other way round. */
+static __always_inline __u32 turn_ports(const __be16 *ports)
+{
+	__u32 both = get_ports(ports);
+
+	return both << 16 | both >> 16;
+}
+
+/* A protocol and the zeros behind it. */
+static __always_inline void set_proto(__u8 *proto, __u8 to)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	*(any_word *)proto = to;
+#else
+	*(any_word *)proto = (__u32)to << 24;
+#endif
+}
+
 /* One's complement sums, as in the kernel. */
 static __always_inline __u32 csum_add(__u32 sum, __u32 more)
 {
@@ -164,6 +209,33 @@ static __always_inline __u32 csum_words(const void *from, const void *to,
 static __always_inline __u32 csum_change(__u32 sum, __u16 from, __u16 to)
 {
 	return csum_add(csum_add(sum, (__u16)~from), to);
+}
+
+/* The sum of a few words, for csum_fold64(). */
+static __always_inline __u64 sum_words(const void *from, __u32 words)
+{
+	const __u32 *x = from;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < words; i++)
+		sum += x[i];
+	return sum;
+}
+
+/* What is added to take so many words away again, of which this is the sum. */
+static __always_inline __u64 without_words(__u64 sum, __u32 words)
+{
+	return words * 0xffffffffull - sum;
+}
+
+/* Of a sum of less than 65,535 words. */
+static __always_inline __u16 csum_fold64(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
 }
 
 static __always_inline __u16 csum_fold(__u32 sum)

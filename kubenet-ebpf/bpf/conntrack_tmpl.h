@@ -13,9 +13,8 @@ static __always_inline void F(reverse)(struct F(tuple) *to,
 {
 	copy(to->saddr, from->daddr);
 	copy(to->daddr, from->saddr);
-	to->sport = from->dport;
-	to->dport = from->sport;
-	to->proto = from->proto;
+	set_ports(&to->sport, turn_ports(&from->sport));
+	set_proto(&to->proto, from->proto);
 }
 
 /* What a packet of this entry becomes. */
@@ -25,9 +24,8 @@ static __always_inline void F(ct_target)(struct F(tuple) *to,
 {
 	copy(to->saddr, ct->saddr);
 	copy(to->daddr, ct->daddr);
-	to->sport = ct->sport;
-	to->dport = ct->dport;
-	to->proto = proto;
+	set_ports(&to->sport, get_ports(&ct->sport));
+	set_proto(&to->proto, proto);
 }
 
 static __always_inline void F(ct_set_target)(struct F(conntrack) *ct,
@@ -35,8 +33,7 @@ static __always_inline void F(ct_set_target)(struct F(conntrack) *ct,
 {
 	copy(ct->saddr, to->saddr);
 	copy(ct->daddr, to->daddr);
-	ct->sport = to->sport;
-	ct->dport = to->dport;
+	set_ports(&ct->sport, get_ports(&to->sport));
 }
 
 /* The same for the other direction: what came in, turned round. */
@@ -45,8 +42,7 @@ static __always_inline void F(ct_set_reply)(struct F(conntrack) *ct,
 {
 	copy(ct->saddr, from->daddr);
 	copy(ct->daddr, from->saddr);
-	ct->sport = from->dport;
-	ct->dport = from->sport;
+	set_ports(&ct->sport, turn_ports(&from->sport));
 }
 
 /* The key of the other direction. */
@@ -56,9 +52,8 @@ static __always_inline void F(ct_peer_key)(struct F(tuple) *key,
 {
 	copy(key->saddr, ct->daddr);
 	copy(key->daddr, ct->saddr);
-	key->sport = ct->dport;
-	key->dport = ct->sport;
-	key->proto = proto;
+	set_ports(&key->sport, turn_ports(&ct->sport));
+	set_proto(&key->proto, proto);
 }
 
 static __always_inline const struct F(conntrack) *F(ct_peer)(
@@ -210,20 +205,24 @@ static __noinline void F(ct_heal)(const struct F(tuple) *tuple,
 				  const struct F(conntrack) *ct)
 {
 	struct F(tuple) key = {};
-	struct F(conntrack) peer = {
-		.service = ct->service,
-		.backend = ct->backend,
-		.generation = ct->generation,
-		.last_seen = ct->last_seen,
-		.flags = (ct->flags ^ CT_REPLY) & ~CT_FIN,
-		.service_generation = ct->service_generation,
-	};
+	struct F(conntrack) *peer;
+	__u32 zero = 0;
 
 	F(ct_peer_key)(&key, ct, tuple->proto);
 	if (F(ct_find)(&key))
 		return;
-	F(ct_set_reply)(&peer, tuple);
-	bpf_map_update_elem(&F(conntrack), &key, &peer, BPF_NOEXIST);
+	peer = bpf_map_lookup_elem(&F(new_entry), &zero);
+	if (!peer)
+		return;
+	__builtin_memset(peer, 0, sizeof(*peer));
+	peer->service = ct->service;
+	peer->backend = ct->backend;
+	peer->generation = ct->generation;
+	peer->last_seen = ct->last_seen;
+	peer->flags = (ct->flags ^ CT_REPLY) & ~CT_FIN;
+	peer->service_generation = ct->service_generation;
+	F(ct_set_reply)(peer, tuple);
+	bpf_map_update_elem(&F(conntrack), &key, peer, BPF_NOEXIST);
 }
 
 /*

@@ -31,6 +31,7 @@
 #include "learn_tmpl.h"
 #include "sockets_tmpl.h"
 #include "xdp_tmpl.h"
+#include "xdp_known_tmpl.h"
 
 #undef F
 #undef F_EXPAND

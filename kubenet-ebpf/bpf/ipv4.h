@@ -31,7 +31,7 @@ static __always_inline void take_header4(const struct iphdr *ip, __u32 off,
 {
 	tuple->saddr = ip->saddr;
 	tuple->daddr = ip->daddr;
-	tuple->proto = ip->protocol;
+	set_proto(&tuple->proto, ip->protocol);
 	pkt->proto = ip->protocol;
 	pkt->ttl = ip->ttl;
 	pkt->tos = ip->tos;
@@ -83,8 +83,7 @@ parse4(struct __sk_buff *skb, struct packet *pkt, struct tuple4 *tuple)
 	parsed = read_header4(ip, skb->len - L3_OFF, skb->gso_segs, pkt, tuple);
 	if (parsed != PARSED_FLOW)
 		return parsed;
-	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport) ? PARSED_FLOW
-								: PARSED_OTHER;
+	return parse_l4(skb, pkt, &tuple->sport) ? PARSED_FLOW : PARSED_OTHER;
 }
 
 /*
@@ -211,6 +210,32 @@ static __always_inline bool is_spoofed4(const __be32 *addr)
 }
 
 #define IP_FAMILY4 AF_INET
+#define IP_HEADER4 struct iphdr
+
+/* TCP in one piece right behind the header, with hops left. */
+static __always_inline bool is_plain_tcp4(const struct iphdr *ip)
+{
+	return *(const __u8 *)ip == 0x45 && ip->protocol == IPPROTO_TCP &&
+	       !(ip->frag_off & bpf_htons(IP_OFFSET | IP_MF)) && ip->ttl > 1;
+}
+
+/* Of the packet, with its header. */
+static __always_inline __u32 length4(const struct iphdr *ip)
+{
+	return bpf_ntohs(ip->tot_len);
+}
+
+/* One hop on; `change` is that of the sum of addresses. */
+static __always_inline void
+send_header4(struct iphdr *ip, const struct conntrack4 *ct, __u64 change)
+{
+	__u16 hop = ~bpf_htons(0x0100);
+
+	ip->check = csum_fold64(change + hop + (__u16)~ip->check);
+	ip->ttl--;
+	ip->saddr = ct->saddr;
+	ip->daddr = ct->daddr;
+}
 
 /* From a look-up, and to where the packet is sent. */
 static __always_inline void keep_hop4(struct route4 *route,

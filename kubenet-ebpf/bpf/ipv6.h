@@ -111,7 +111,7 @@ static __noinline int walk6(struct __sk_buff *skb, __u32 off,
 	if (walked == WALKED_TO_END && pkt->l4_len < pkt->l4_off)
 		walked = WALKED_OUT;
 	pkt->l4_len -= pkt->l4_off;
-	tuple->proto = pkt->proto;
+	set_proto(&tuple->proto, pkt->proto);
 	return walked;
 }
 
@@ -141,7 +141,7 @@ static __always_inline enum parsed read_header6(const struct ipv6hdr *ip,
 	if (sizeof(*ip) + len > space)
 		return PARSED_OTHER;
 	take_header6(ip, pkt, tuple);
-	tuple->proto = ip->nexthdr;
+	set_proto(&tuple->proto, ip->nexthdr);
 	pkt->proto = ip->nexthdr;
 	pkt->l4_off = L3_OFF + sizeof(*ip);
 	pkt->l4_len = len;
@@ -159,8 +159,7 @@ parse6(struct __sk_buff *skb, struct packet *pkt, struct tuple6 *tuple)
 	parsed = read_header6(ip, skb->len - L3_OFF, skb->gso_segs, pkt, tuple);
 	if (parsed != PARSED_FLOW)
 		return parsed;
-	return parse_l4(skb, pkt, &tuple->sport, &tuple->dport) ? PARSED_FLOW
-								: PARSED_OTHER;
+	return parse_l4(skb, pkt, &tuple->sport) ? PARSED_FLOW : PARSED_OTHER;
 }
 
 /*
@@ -226,6 +225,29 @@ static __always_inline bool is_spoofed6(const __be32 (*addr)[4])
 }
 
 #define IP_FAMILY6 AF_INET6
+#define IP_HEADER6 struct ipv6hdr
+
+/* TCP right behind the header, with hops left. */
+static __always_inline bool is_plain_tcp6(const struct ipv6hdr *ip)
+{
+	return *(const __u8 *)ip >> 4 == 6 && ip->nexthdr == IPPROTO_TCP &&
+	       ip->hop_limit > 1;
+}
+
+/* Of the packet, with its header. */
+static __always_inline __u32 length6(const struct ipv6hdr *ip)
+{
+	return sizeof(*ip) + bpf_ntohs(ip->payload_len);
+}
+
+/* One hop on. */
+static __always_inline void
+send_header6(struct ipv6hdr *ip, const struct conntrack6 *ct, __u64 change)
+{
+	ip->hop_limit--;
+	copy(ip->saddr, ct->saddr);
+	copy(ip->daddr, ct->daddr);
+}
 
 static __always_inline void keep_hop6(struct route6 *route,
 				      const struct bpf_fib_lookup *fib)

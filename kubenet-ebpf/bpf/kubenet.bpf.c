@@ -132,14 +132,17 @@ SEC("xdp.frags")
 int kubenet_xdp(struct xdp_md *ctx)
 {
 	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
+	int verdict;
 
 	if (!eth || !is_for_device(ctx, eth))
 		return XDP_PASS;
 	switch (eth->h_proto) {
 	case bpf_htons(ETH_P_IP):
-		return xdp_ipv4(ctx);
+		verdict = xdp_known4(ctx);
+		return verdict == XDP_LOOK_AGAIN ? xdp_ipv4(ctx) : verdict;
 	case bpf_htons(ETH_P_IPV6):
-		return xdp_ipv6(ctx);
+		verdict = xdp_known6(ctx);
+		return verdict == XDP_LOOK_AGAIN ? xdp_ipv6(ctx) : verdict;
 	}
 	return XDP_PASS;
 }

@@ -103,8 +103,7 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 		F(reverse)(target, tuple);
 		copy(target->saddr, tuple->saddr);
 		copy(target->daddr, backend->addr);
-		target->sport = tuple->sport;
-		target->dport = backend->port;
+		set_ports(&target->sport, two(tuple->sport, backend->port));
 		/* A backend that reaches itself would answer itself. */
 		if (same(backend->addr, tuple->saddr))
 			break;

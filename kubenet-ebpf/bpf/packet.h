@@ -123,47 +123,43 @@ static __always_inline void *header(struct __sk_buff *skb, __u32 off, __u32 len)
 
 /* What a transport header says; false if it contradicts itself. */
 static __always_inline bool read_tcp(const struct tcphdr *tcp,
-				     struct packet *pkt, __be16 *sport,
-				     __be16 *dport)
+				     struct packet *pkt, __be16 *ports)
 {
 	if (tcp->doff < 5)
 		return false;
 	pkt->l4_header_len = tcp->doff * 4;
-	*sport = tcp->source;
-	*dport = tcp->dest;
+	set_ports(ports, get_ports(&tcp->source));
 	pkt->tcp_flags = ((const __u8 *)tcp)[TCP_FLAGS_OFF];
 	return pkt->l4_len >= pkt->l4_header_len;
 }
 
 static __always_inline bool read_udp(const struct udphdr *udp,
-				     struct packet *pkt, __be16 *sport,
-				     __be16 *dport)
+				     struct packet *pkt, __be16 *ports)
 {
 	pkt->l4_header_len = sizeof(*udp);
-	*sport = udp->source;
-	*dport = udp->dest;
+	set_ports(ports, get_ports(&udp->source));
 	return pkt->l4_len >= pkt->l4_header_len;
 }
 
 /* Reads the transport header at pkt->l4_off. */
 static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *pkt,
-				     __be16 *sport, __be16 *dport)
+				     __be16 *ports)
 {
 	if (is_tcp(pkt)) {
 		struct tcphdr *tcp = header(skb, pkt->l4_off, sizeof(*tcp));
 
-		return tcp && read_tcp(tcp, pkt, sport, dport);
+		return tcp && read_tcp(tcp, pkt, ports);
 	} else {
 		struct udphdr *udp = header(skb, pkt->l4_off, sizeof(*udp));
 
-		return udp && read_udp(udp, pkt, sport, dport);
+		return udp && read_udp(udp, pkt, ports);
 	}
 }
 
 /* Source and destination stand one behind the other. */
 static __always_inline bool same_ports(const __be16 *a, const __be16 *b)
 {
-	return *(const __u32 *)a == *(const __u32 *)b;
+	return get_ports(a) == get_ports(b);
 }
 
 /* Offset of the transport checksum. */

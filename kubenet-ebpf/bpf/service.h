@@ -16,6 +16,16 @@ struct choice {
 	__u32 fixed;
 };
 
+/* What stands behind the address in the key of a service. */
+static __always_inline __u32 service_word(__be16 port, __u8 proto)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return two(port, proto);
+#else
+	return two(port, (__u16)proto << 8);
+#endif
+}
+
 static __always_inline __u32 choose_slot(const struct choice *choice)
 {
 	if (choice->hashed)

@@ -26,12 +26,10 @@ static __always_inline const struct service *F(lookup_service)(
 static __always_inline const struct service *F(service_of)(
 	const struct F(tuple) *tuple)
 {
-	struct F(service_key) key = {
-		.port = tuple->dport,
-		.proto = tuple->proto,
-	};
+	struct F(service_key) key;
 
 	copy(key.addr, tuple->daddr);
+	*(any_word *)&key.port = service_word(tuple->dport, tuple->proto);
 	return F(lookup_service)(&key);
 }
 

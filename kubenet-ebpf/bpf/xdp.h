@@ -21,6 +21,9 @@
  */
 #define HOP_DUE 10
 
+/* Not a verdict of XDP: somebody else is to look at the packet. */
+#define XDP_LOOK_AGAIN 64
+
 /* `len` bytes at `off`, or NULL if they are not all in the linear part. */
 static __always_inline void *frame_at(const struct xdp_md *ctx, __u32 off,
 				      __u32 len)
@@ -42,6 +45,26 @@ static __always_inline __u32 frame_space(struct xdp_md *ctx, __u32 off,
 	return linear - off;
 }
 
+/* MAC addresses are in order for 16 bits, which the compiler does not know. */
+typedef __u16 __attribute__((may_alias)) mac_word;
+
+static __always_inline bool same_mac(const void *a, const void *b)
+{
+	const mac_word *x = a, *y = b;
+
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]));
+}
+
+static __always_inline void copy_mac(void *to, const void *from)
+{
+	mac_word *x = to;
+	const mac_word *y = from;
+
+	x[0] = y[0];
+	x[1] = y[1];
+	x[2] = y[2];
+}
+
 /*
  * Whether the frame is for the device itself, which TC knows by then. One with a
  * VLAN tag is not: its type is the tag's.
@@ -61,9 +84,7 @@ static __always_inline bool is_for_device(const struct xdp_md *ctx,
 		if (!device->ifindex)
 			return false;
 		if (device->ifindex == ctx->ingress_ifindex)
-			return *(__u32 *)eth->h_dest == *(__u32 *)device->mac &&
-			       *(__u16 *)(eth->h_dest + 4) ==
-				       *(__u16 *)(device->mac + 4);
+			return same_mac(eth->h_dest, device->mac);
 	}
 	return false;
 }
@@ -71,19 +92,18 @@ static __always_inline bool is_for_device(const struct xdp_md *ctx,
 /* Reads headers that have neither options nor extensions. */
 static __always_inline enum parsed xdp_parse_l4(struct xdp_md *ctx,
 						struct packet *pkt, __u32 off,
-						__be16 *sport, __be16 *dport,
-						__sum16 *check)
+						__be16 *ports, __sum16 *check)
 {
 	if (is_tcp(pkt)) {
 		struct tcphdr *tcp = frame_at(ctx, off, sizeof(*tcp));
 
-		if (!tcp || !read_tcp(tcp, pkt, sport, dport))
+		if (!tcp || !read_tcp(tcp, pkt, ports))
 			return PARSED_RARE;
 		*check = tcp->check;
 	} else {
 		struct udphdr *udp = frame_at(ctx, off, sizeof(*udp));
 
-		if (!udp || !read_udp(udp, pkt, sport, dport))
+		if (!udp || !read_udp(udp, pkt, ports))
 			return PARSED_RARE;
 		*check = udp->check;
 	}
@@ -106,7 +126,7 @@ static __always_inline enum parsed xdp_parse4(struct xdp_md *ctx,
 	if (parsed != PARSED_FLOW)
 		return parsed;
 	return xdp_parse_l4(ctx, pkt, L3_OFF + sizeof(*ip), &tuple->sport,
-			    &tuple->dport, check);
+			    check);
 }
 
 static __always_inline enum parsed xdp_parse6(struct xdp_md *ctx,
@@ -126,7 +146,7 @@ static __always_inline enum parsed xdp_parse6(struct xdp_md *ctx,
 	if (parsed != PARSED_FLOW)
 		return parsed;
 	return xdp_parse_l4(ctx, pkt, L3_OFF + sizeof(*ip), &tuple->sport,
-			    &tuple->dport, check);
+			    check);
 }
 
 /* Writes what a network header becomes; returns where it ends, or NULL. */
@@ -168,8 +188,8 @@ static __always_inline int transmit(struct xdp_md *ctx, const __u8 *mac)
 
 	if (!eth)
 		return XDP_ABORTED;
-	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
+	copy_mac(eth->h_source, eth->h_dest);
+	copy_mac(eth->h_dest, mac);
 	return XDP_TX;
 }
 
@@ -190,8 +210,8 @@ static __always_inline int xdp_verdict(int verdict)
 	return XDP_PASS;
 }
 
-/* Whether the next hop's packet is the stack's this time. */
-static __always_inline bool hop_is_due(const struct bpf_fib_lookup *fib)
+/* Whether the next hop's packet is the stack's this time. Apart, for the stack. */
+static __noinline bool hop_is_due(const struct bpf_fib_lookup *fib)
 {
 	struct xdp_hop hop = { .ifindex = fib->ifindex };
 	__u32 *last, now = now_ticks();

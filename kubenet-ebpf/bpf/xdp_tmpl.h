@@ -38,14 +38,14 @@ static __always_inline bool F(xdp_rewrite)(struct xdp_md *ctx,
 
 		if ((void *)(tcp + 1) > end)
 			return false;
-		*(__u32 *)&tcp->source = *(const __u32 *)&to->sport;
+		set_ports(&tcp->source, get_ports(&to->sport));
 		tcp->check = csum_fold(csum_add(sum, (__u16)~tcp->check));
 	} else {
 		struct udphdr *udp = l4;
 
 		if ((void *)(udp + 1) > end)
 			return false;
-		*(__u32 *)&udp->source = *(const __u32 *)&to->sport;
+		set_ports(&udp->source, get_ports(&to->sport));
 		if (udp->check)
 			udp->check =
 				csum_fold(csum_add(sum, (__u16)~udp->check))
@@ -143,7 +143,7 @@ static __always_inline int F(xdp)(struct xdp_md *ctx, struct packet *pkt,
 				  struct F(tuple) *target)
 {
 	struct F(conntrack) *ct = NULL;
-	__u8 mac[ETH_ALEN];
+	__u8 mac[ETH_ALEN] __attribute__((aligned(4)));
 	__sum16 check = 0;
 	int verdict;
 	__u32 now = 0;
