@@ -3,7 +3,10 @@
 mod event;
 mod table;
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use kubenet_core::{
     datapath::{BackendName, DatapathError, Traffic},
@@ -195,11 +198,15 @@ impl Report {
 }
 
 fn backends(table: &RouteTable, counters: &BTreeMap<BackendName, Traffic>) -> Vec<BackendRow> {
+    // By name: there may be 100,000 of both.
+    let mut known: HashMap<_, &Backend> = HashMap::new();
+    for route in table.routes() {
+        for backend in route.internal.backends.iter().chain(&*route.external.backends) {
+            known.entry((&route.service_port, backend.socket_addr())).or_insert(backend);
+        }
+    }
     let row = |(name, traffic): (&BackendName, &Traffic)| {
-        let of_port = table.routes().filter(|route| route.service_port == name.service_port);
-        let mut all =
-            of_port.flat_map(|route| route.internal.backends.iter().chain(&*route.external.backends));
-        let known = all.find(|backend| backend.socket_addr() == name.address);
+        let known = known.get(&(&name.service_port, name.address));
         BackendRow {
             address: name.address.to_string(),
             protocol: name.protocol.to_string(),
