@@ -200,20 +200,21 @@ static __always_inline enum flow F(ct_check)(const struct packet *pkt,
 	return F(ct_check_begin)(pkt, tuple, ct, now);
 }
 
-/* Writes the other direction again if the LRU has dropped it. */
-static __noinline void F(ct_heal)(const struct F(tuple) *tuple,
-				  const struct F(conntrack) *ct)
+/* Writes the other direction again, at `key`, if the LRU has dropped it. */
+static __always_inline void F(ct_heal)(const struct F(tuple) *tuple,
+				       const struct F(conntrack) *ct,
+				       const struct F(tuple) *key)
 {
-	struct F(tuple) key = {};
+	struct F(new_entry) *entry;
 	struct F(conntrack) *peer;
 	__u32 zero = 0;
 
-	F(ct_peer_key)(&key, ct, tuple->proto);
-	if (F(ct_find)(&key))
+	if (F(ct_find)(key))
 		return;
-	peer = bpf_map_lookup_elem(&F(new_entry), &zero);
-	if (!peer)
+	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
+	if (!entry)
 		return;
+	peer = &entry->ct;
 	__builtin_memset(peer, 0, sizeof(*peer));
 	peer->service = ct->service;
 	peer->backend = ct->backend;
@@ -222,7 +223,7 @@ static __noinline void F(ct_heal)(const struct F(tuple) *tuple,
 	peer->flags = (ct->flags ^ CT_REPLY) & ~CT_FIN;
 	peer->service_generation = ct->service_generation;
 	F(ct_set_reply)(peer, tuple);
-	bpf_map_update_elem(&F(conntrack), &key, peer, BPF_NOEXIST);
+	bpf_map_update_elem(&F(conntrack), key, peer, BPF_NOEXIST);
 }
 
 /*
@@ -240,13 +241,52 @@ static __always_inline bool F(ct_lasts)(const struct packet *pkt,
 	return (ct->flags & (CT_REPLY | CT_SEEN_REPLY)) == CT_SEEN_REPLY;
 }
 
+/*
+ * What few packets of a flow have to tell the other direction stands apart: its
+ * key would take room on the stack of all others.
+ */
+
+/* The flow ends, and needs no copies. */
+static __noinline void F(ct_end)(const struct F(tuple) *tuple,
+				 const struct F(conntrack) *ct)
+{
+	struct F(tuple) peer_key = {};
+
+	F(ct_peer_key)(&peer_key, ct, tuple->proto);
+	F(ct_let_go)(tuple, &peer_key);
+}
+
+/* The backend answers for the first time. */
+static __noinline void F(ct_answered)(const struct F(tuple) *tuple,
+				      const struct F(conntrack) *ct)
+{
+	struct F(tuple) peer_key = {};
+	struct F(conntrack) *peer;
+
+	F(ct_peer_key)(&peer_key, ct, tuple->proto);
+	peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
+	if (peer)
+		peer->flags |= CT_SEEN_REPLY;
+}
+
+/* The flow goes on in another tick. */
+static __noinline void F(ct_goes_on)(const struct packet *pkt,
+				     const struct F(tuple) *tuple,
+				     struct F(conntrack) *ct)
+{
+	struct F(tuple) peer_key = {};
+
+	F(ct_peer_key)(&peer_key, ct, tuple->proto);
+	F(ct_heal)(tuple, ct, &peer_key);
+	if (F(ct_lasts)(pkt, ct))
+		F(ct_keep)(tuple, ct, &peer_key);
+}
+
 /* Notes what the packet says about its flow. */
 static __always_inline void F(ct_touch)(const struct packet *pkt,
 					const struct F(tuple) *tuple,
 					struct F(conntrack) *ct, __u32 now)
 {
-	struct F(tuple) peer_key = {};
-	struct F(conntrack) *peer;
 	bool settle = false;
 	__u32 flags = 0;
 
@@ -255,15 +295,10 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 		flags |= CT_FIN;
 	if (pkt->tcp_flags & TCP_RST)
 		flags |= CT_RST;
-	if (flags && ct->flags & CT_KEPT) {
-		F(ct_peer_key)(&peer_key, ct, pkt->proto);
-		F(ct_let_go)(tuple, &peer_key);
-	}
+	if (flags && ct->flags & CT_KEPT)
+		F(ct_end)(tuple, ct);
 	if ((ct->flags & (CT_REPLY | CT_SEEN_REPLY)) == CT_REPLY) {
-		F(ct_peer_key)(&peer_key, ct, pkt->proto);
-		peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
-		if (peer)
-			peer->flags |= CT_SEEN_REPLY;
+		F(ct_answered)(tuple, ct);
 		flags |= CT_SEEN_REPLY;
 		/* Often it is the only answer. */
 		settle = true;
@@ -277,12 +312,8 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 	if (ct->last_seen != now) {
 		ct->last_seen = now;
 		ct->route.ifindex = 0;
-		F(ct_heal)(tuple, ct);
+		F(ct_goes_on)(pkt, tuple, ct);
 		settle = true;
-		if (F(ct_lasts)(pkt, ct)) {
-			F(ct_peer_key)(&peer_key, ct, pkt->proto);
-			F(ct_keep)(tuple, ct, &peer_key);
-		}
 	}
 	if (settle || F(must_settle)(ct))
 		F(settle)(ct);
@@ -327,26 +358,27 @@ static __always_inline bool F(ct_gives_way)(const struct F(tuple) *key,
  */
 static __noinline long F(ct_create)(const struct F(tuple) *tuple,
 				    const struct F(tuple) *target,
-				    struct F(conntrack) *flow, __u32 closed,
+				    struct F(new_entry) *entry, __u32 closed,
 				    __u32 udp_idle)
 {
+	struct F(conntrack) *flow = &entry->ct;
+	struct F(tuple) *key = &entry->reply;
 	const struct F(conntrack) *owner;
-	struct F(tuple) key = {};
 	long err;
 
-	F(reverse)(&key, target);
+	F(reverse)(key, target);
 	F(ct_set_reply)(flow, tuple);
 	flow->flags |= CT_REPLY;
 	/* The tuple of a flow that lasts is taken, though it was pushed out. */
-	F(ct_recall)(&key);
-	err = bpf_map_update_elem(&F(conntrack), &key, flow, BPF_NOEXIST);
+	F(ct_recall)(key);
+	err = bpf_map_update_elem(&F(conntrack), key, flow, BPF_NOEXIST);
 	if (err == -EEXIST) {
-		owner = bpf_map_lookup_elem(&F(conntrack), &key);
+		owner = bpf_map_lookup_elem(&F(conntrack), key);
 		if (owner && !F(ct_same_target)(owner, flow) &&
-		    !F(ct_gives_way)(&key, owner, flow->last_seen, closed,
+		    !F(ct_gives_way)(key, owner, flow->last_seen, closed,
 				     udp_idle))
 			return -EEXIST;
-		err = bpf_map_update_elem(&F(conntrack), &key, flow, BPF_ANY);
+		err = bpf_map_update_elem(&F(conntrack), key, flow, BPF_ANY);
 	}
 	if (err)
 		return err;
@@ -355,6 +387,6 @@ static __noinline long F(ct_create)(const struct F(tuple) *tuple,
 	flow->flags &= ~CT_REPLY;
 	err = bpf_map_update_elem(&F(conntrack), tuple, flow, BPF_ANY);
 	if (err)
-		bpf_map_delete_elem(&F(conntrack), &key);
+		bpf_map_delete_elem(&F(conntrack), key);
 	return err;
 }

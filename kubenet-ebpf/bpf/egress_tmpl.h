@@ -3,17 +3,14 @@
  * What a process of this node sends to a Service by its own name must not leave:
  * its socket was let pass as the Service drops, or was connected before the
  * Service had endpoints or the hooks were there. A UDP socket of that kind is
- * told, so that it connects again.
+ * told, so that it connects again. Apart, for the stack's sake.
  */
-static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
-					     const struct packet *pkt,
-					     const struct F(tuple) *tuple)
+static __noinline int F(egress_begins)(const struct packet *pkt,
+				       const struct F(tuple) *tuple)
 {
 	const struct service *service;
 	const struct config *cfg;
 
-	if (skb->ingress_ifindex || (is_connection(pkt) && !is_syn(pkt)))
-		return TC_ACT_UNSPEC;
 	cfg = get_config();
 	if (!cfg || cfg->flags & CONFIG_DRAINING)
 		return TC_ACT_UNSPEC;
@@ -25,6 +22,16 @@ static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
 	    bpf_map_lookup_elem(&F(cluster_ips), &tuple->daddr))
 		return REJECT;
 	return TC_ACT_UNSPEC;
+}
+
+/* A packet that is no answer of a known flow. */
+static __always_inline int F(egress_unknown)(const struct __sk_buff *skb,
+					     const struct packet *pkt,
+					     const struct F(tuple) *tuple)
+{
+	if (skb->ingress_ifindex || (is_connection(pkt) && !is_syn(pkt)))
+		return TC_ACT_UNSPEC;
+	return F(egress_begins)(pkt, tuple);
 }
 
 /* Tells a process of this node that its packet is refused. */

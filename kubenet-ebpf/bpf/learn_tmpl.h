@@ -34,6 +34,7 @@ static __noinline int F(dsr_learn)(struct __sk_buff *skb)
 	struct F(rare) *rare = F(room)();
 	const struct config *cfg = get_config();
 	const struct service *service;
+	struct F(new_entry) *entry;
 	struct F(conntrack) *flow;
 	struct F(tuple) frontend = {};
 	__u32 zero = 0;
@@ -48,9 +49,10 @@ static __noinline int F(dsr_learn)(struct __sk_buff *skb)
 	frontend.proto = rare->tuple.proto;
 	if (F(dsr_knows)(&frontend, &rare->tuple))
 		return TC_ACT_UNSPEC;
-	flow = bpf_map_lookup_elem(&F(new_entry), &zero);
-	if (!flow)
+	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
+	if (!entry)
 		return TC_ACT_UNSPEC;
+	flow = &entry->ct;
 	__builtin_memset(flow, 0, sizeof(*flow));
 	/* A node port is the other node's, and of no Service here. */
 	service = F(service_of)(&frontend);
@@ -60,7 +62,7 @@ static __noinline int F(dsr_learn)(struct __sk_buff *skb)
 	}
 	flow->last_seen = now_ticks();
 	flow->flags = CT_DIRECT;
-	switch (F(ct_create)(&frontend, &rare->tuple, flow, 0, UDP_IDLE)) {
+	switch (F(ct_create)(&frontend, &rare->tuple, entry, 0, UDP_IDLE)) {
 	case 0:
 		count(METRIC_NEW_FLOW);
 		F(tell_flow)(&frontend, &rare->tuple);

@@ -314,19 +314,32 @@ struct {
 	__type(value, __u32);
 } xdp_hops SEC(".maps");
 
-/* Entries that are being made: the stack has not the room. */
+/*
+ * An entry that is being made, and the key of the flow's other one: the stack has
+ * not the room.
+ */
+struct new_entry4 {
+	struct conntrack4 ct;
+	struct tuple4 reply;
+};
+
+struct new_entry6 {
+	struct conntrack6 ct;
+	struct tuple6 reply;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct conntrack4);
+	__type(value, struct new_entry4);
 } new_entry4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct conntrack6);
+	__type(value, struct new_entry6);
 } new_entry6 SEC(".maps");
 
 struct {

@@ -25,7 +25,7 @@ static __noinline __u32 F(origin)(const struct F(tuple) *tuple, __u32 ifindex)
 /* Makes the flow come from this node, with a random port that is free. */
 static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 					  struct F(tuple) *target,
-					  struct F(conntrack) *flow)
+					  struct F(new_entry) *entry)
 {
 	const struct config *cfg = get_config();
 	__u32 first, ports;
@@ -37,7 +37,7 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 		return -EEXIST;
 	first = cfg->snat_port_min;
 	ports = cfg->snat_port_max - first + 1;
-	flow->flags |= CT_SNAT;
+	entry->ct.flags |= CT_SNAT;
 	for (int i = 0; i < SNAT_TRIES; i++) {
 		bool hurry = i >= SNAT_TRIES / 2;
 		__u32 closed = hurry ? LAST_ACK : TIME_WAIT;
@@ -56,7 +56,7 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 		if (i || tuple->proto != IPPROTO_SCTP)
 			target->sport = bpf_htons(
 				first + bpf_get_prandom_u32() % ports);
-		err = F(ct_create)(tuple, target, flow, closed,
+		err = F(ct_create)(tuple, target, entry, closed,
 				   hurry ? UDP_HURRY : UDP_IDLE);
 		if (err != -EEXIST)
 			return err;
@@ -85,10 +85,11 @@ static __always_inline bool F(is_here)(const struct F(backend) *backend)
  */
 static __always_inline long F(assign)(const struct F(tuple) *tuple,
 				      struct F(tuple) *target,
-				      struct F(conntrack) *flow,
+				      struct F(new_entry) *entry,
 				      const struct choice *choice,
 				      bool masquerade, bool outside)
 {
+	struct F(conntrack) *flow = &entry->ct;
 	bool found = false;
 	long err;
 
@@ -112,14 +113,14 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 				break;
 			flow->flags |= CT_DIRECT;
 		}
-		err = F(ct_create)(tuple, target, flow, 0, UDP_IDLE);
+		err = F(ct_create)(tuple, target, entry, 0, UDP_IDLE);
 		if (err != -EEXIST)
 			return err;
 		flow->flags &= ~CT_DIRECT;
 	}
 	if (!found)
 		return -EHOSTUNREACH;
-	return F(masquerade)(tuple, target, flow);
+	return F(masquerade)(tuple, target, entry);
 }
 
 /* TRANSLATE: the flow is known from now on, and `target` filled; or REJECT. */
@@ -132,11 +133,13 @@ static __noinline int F(new_flow)(struct packet *pkt,
 	bool outside = origin == SVC_MASQ_OUTSIDE;
 	__u32 zero = 0, bytes = pkt->looked_at ? 0 : packet_bytes(pkt);
 	struct choice choice = {};
+	struct F(new_entry) *entry;
 	struct F(conntrack) *flow;
 
-	flow = bpf_map_lookup_elem(&F(new_entry), &zero);
-	if (!flow)
+	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
+	if (!entry)
 		return drop(METRIC_DROP_CONNTRACK_FULL);
+	flow = &entry->ct;
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->service = service->id;
 	flow->service_generation = service_generation(service->id);
@@ -152,8 +155,8 @@ static __noinline int F(new_flow)(struct packet *pkt,
 	}
 	if (service->affinity)
 		choice.fixed = F(stick)(tuple, service, &choice);
-	switch (F(assign)(tuple, target, flow, &choice, service->flags & origin,
-			  outside)) {
+	switch (F(assign)(tuple, target, entry, &choice,
+			  service->flags & origin, outside)) {
 	case 0:
 		pkt->direct = flow->flags & CT_DIRECT;
 		count(METRIC_NEW_FLOW);

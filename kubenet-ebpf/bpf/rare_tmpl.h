@@ -114,6 +114,20 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 	return F(final)(&rare->tuple, verdict);
 }
 
+/* Two steps of egress_rare(), whose stack is to be left to others. */
+static __noinline int F(serve_rare_answer)(const struct __sk_buff *skb,
+					   struct F(rare) *rare)
+{
+	return F(serve_answer)(skb, &rare->pkt, &rare->tuple, &rare->target);
+}
+
+static __noinline long F(rewrite_rare_answer)(struct __sk_buff *skb,
+					      const struct F(rare) *rare)
+{
+	return F(rewrite_rare)(skb, &rare->pkt, &rare->tuple, &rare->target,
+			       rare->pkt.ttl);
+}
+
 __noinline int F(egress_rare)(struct __sk_buff *skb)
 {
 	struct F(rare) *rare = F(room)();
@@ -132,8 +146,7 @@ __noinline int F(egress_rare)(struct __sk_buff *skb)
 		verdict = F(follow_fragment)(rare);
 		break;
 	case RARE_FLOW:
-		verdict = F(serve_answer)(skb, &rare->pkt, &rare->tuple,
-					  &rare->target);
+		verdict = F(serve_rare_answer)(skb, rare);
 		verdict = F(check_fragment)(rare, verdict);
 		if (rare->pkt.fragment)
 			F(remember_fragment)(rare, verdict);
@@ -146,8 +159,7 @@ __noinline int F(egress_rare)(struct __sk_buff *skb)
 	} else if (verdict == REJECT) {
 		verdict = F(reject_own)(skb, &rare->pkt, &rare->tuple);
 	} else if (verdict == TRANSLATE) {
-		verdict = F(rewrite_rare)(skb, &rare->pkt, &rare->tuple,
-					  &rare->target, rare->pkt.ttl)
+		verdict = F(rewrite_rare_answer)(skb, rare)
 				  ? drop(METRIC_DROP_MALFORMED)
 				  : TC_ACT_UNSPEC;
 	}

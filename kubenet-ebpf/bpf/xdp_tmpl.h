@@ -72,14 +72,15 @@ static __always_inline int F(xdp_transmit)(struct xdp_md *ctx,
  */
 static __always_inline void F(xdp_count_first)(const struct packet *pkt)
 {
-	const struct F(conntrack) *flow;
+	const struct F(new_entry) *entry;
 	__u32 zero = 0, bytes = packet_bytes(pkt);
 
-	flow = bpf_map_lookup_elem(&F(new_entry), &zero);
-	if (!flow)
+	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
+	if (!entry)
 		return;
-	charge_service(flow->service, flow->service_generation, 0, 1, bytes);
-	F(charge_backend)(flow->backend, flow->generation, 0, 1, bytes);
+	charge_service(entry->ct.service, entry->ct.service_generation, 0, 1,
+		       bytes);
+	F(charge_backend)(entry->ct.backend, entry->ct.generation, 0, 1, bytes);
 }
 
 /* Looks for the way. `ct` is NULL for a flow that has just begun. */

@@ -1,7 +1,7 @@
 //! The oldest kernel: what the programs call, and since when there is that. The crate's page has the table for users.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs, io,
 };
 
@@ -68,9 +68,27 @@ const PSEUDO_KFUNC: u8 = 2;
 /// Atomic operations on words of 4 and 8 bytes. All kernels know the plain addition alone.
 const ATOMIC: [u8; 2] = [0xc3, 0xdb];
 
+/// Copies a register.
+const MOV: u8 = 0xbf;
+/// Adds a constant to a register.
+const ADD: u8 = 0x07;
+/// Points behind the stack of a function.
+const FRAME: u8 = 10;
+
+/// What a program and the functions that it calls may have together. Up to 6.8, and later without the JIT, each
+/// one's stack counts in whole steps.
+const STACK: usize = 512;
+const STACK_STEP: usize = 32;
+const STACK_SLOT: usize = 8;
+/// How deep functions may call each other.
+const MAX_CALLS: usize = 8;
+
 /// The instructions of each program, with those of the functions that it calls.
 fn programs() -> BTreeMap<String, Vec<bpf_insn>> {
-    let mut object = Object::parse(OBJECT).unwrap();
+    linked(&mut Object::parse(OBJECT).unwrap())
+}
+
+fn linked(object: &mut Object) -> BTreeMap<String, Vec<bpf_insn>> {
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     object.relocate_calls(&text).unwrap();
     let functions = &object.functions;
@@ -117,6 +135,114 @@ fn the_page_of_the_crate_names_what_is_newer_than_the_oldest_kernel() {
         let row = row.unwrap_or_else(|| panic!("no row for {name}, helper {id}"));
         assert!(row.contains(&format!("| {major}.{minor} |")), "{row}");
     }
+}
+
+/// What the verifier sees of a function.
+struct Function {
+    name: String,
+    stack: usize,
+    /// Where the functions begin that it calls.
+    calls: BTreeSet<usize>,
+}
+
+/// The functions of a linked program by where they begin: the program itself is at 0.
+fn functions(
+    name: &str,
+    program: &[bpf_insn],
+    names: &HashMap<Vec<u8>, String>,
+) -> BTreeMap<usize, Function> {
+    let callee = |(at, i): (usize, &bpf_insn)| {
+        let is_call = i.code == CALL && i.src_reg() == PSEUDO_CALL;
+        is_call.then(|| at.checked_add_signed(i.imm as isize + 1).unwrap())
+    };
+    let mut begins: BTreeSet<usize> = program.iter().enumerate().filter_map(callee).collect();
+    begins.insert(0);
+    let ends = begins.iter().skip(1).copied().chain([program.len()]);
+    let function = |(begin, end): (&usize, usize)| {
+        let body = &program[*begin..end];
+        let calls = body.iter().enumerate().filter_map(|(at, i)| callee((begin + at, i))).collect();
+        let name = match begin {
+            0 => name.to_owned(),
+            _ => names.get(&codes(body)).cloned().unwrap_or_else(|| format!("the function at {begin}")),
+        };
+        (*begin, Function { name, stack: stack(body), calls })
+    };
+    begins.iter().zip(ends).map(function).collect()
+}
+
+/// Tells functions apart, linked or not. Two that are alike have stacks that are alike.
+fn codes(body: &[bpf_insn]) -> Vec<u8> {
+    body.iter().map(|i| i.code).collect()
+}
+
+/// The deepest place on its stack that a function accesses, or hands over. The verifier tells the same numbers.
+fn stack(body: &[bpf_insn]) -> usize {
+    let mut pointers = BTreeMap::from([(FRAME, 0)]);
+    let mut deepest = 0;
+    for i in body {
+        let to = i.dst_reg();
+        match (i.code, i.code & 7) {
+            (MOV, _) => match pointers.get(&i.src_reg()).copied() {
+                Some(at) => drop(pointers.insert(to, at)),
+                None => drop(pointers.remove(&to)),
+            },
+            (ADD, _) => {
+                if let Some(at) = pointers.get_mut(&to) {
+                    *at += i.imm;
+                    deepest = deepest.min(*at);
+                }
+            }
+            // Stores, of a constant and of a register.
+            (_, 2 | 3) => {
+                if let Some(at) = pointers.get(&to) {
+                    deepest = deepest.min(at + i32::from(i.off));
+                }
+            }
+            // A load.
+            (_, 1) => {
+                if let Some(at) = pointers.get(&i.src_reg()) {
+                    deepest = deepest.min(at + i32::from(i.off));
+                }
+                pointers.remove(&to);
+            }
+            // Everything else that writes a register: constants and arithmetic.
+            (_, 0 | 4 | 7) => drop(pointers.remove(&to)),
+            _ => {}
+        }
+    }
+    (deepest.unsigned_abs() as usize).next_multiple_of(STACK_SLOT)
+}
+
+/// Of the call chains from here, the one that needs the most stack, and the length of the longest.
+fn deepest(functions: &BTreeMap<usize, Function>, at: usize) -> (usize, Vec<String>, usize) {
+    let function = &functions[&at];
+    let below = function.calls.iter().map(|callee| deepest(functions, *callee));
+    let (mut most, mut longest) = ((0, Vec::new()), 0);
+    for (stack, chain, len) in below {
+        longest = longest.max(len);
+        if stack > most.0 {
+            most = (stack, chain);
+        }
+    }
+    most.1.insert(0, format!("{}: {}", function.name, function.stack));
+    (most.0 + function.stack.max(1).next_multiple_of(STACK_STEP), most.1, longest + 1)
+}
+
+#[test]
+fn the_stack_suffices_where_each_function_takes_whole_steps_of_it() {
+    let mut object = Object::parse(OBJECT).unwrap();
+    let names = object.functions.values().map(|f| (codes(&f.instructions), f.name.clone())).collect();
+    let mut called = 0;
+    for (program, instructions) in linked(&mut object) {
+        let functions = functions(&program, &instructions, &names);
+        called += functions.len() - 1;
+        let (bytes, chain, calls) = deepest(&functions, 0);
+        let stacks: Vec<String> = functions.values().map(|f| f.stack.to_string()).collect();
+        println!("{program}: {bytes} bytes in {chain:?}, {calls} deep; by function {}", stacks.join("+"));
+        assert!(bytes > 0 && bytes <= STACK, "{program} takes {bytes} of {STACK} bytes: {chain:?}");
+        assert!(calls <= MAX_CALLS, "{program} calls {calls} functions deep");
+    }
+    assert!(called > 20, "only {called} functions are called: the test proves nothing");
 }
 
 /// As an older kernel's verifier would, this one refuses what it does not know, if a program can get there.
