@@ -175,9 +175,9 @@ fn established(
         report.add(record.against(over(baseline, driver), is, Ratio::Cost));
     };
     for (what, cost) in [("known_flow", known), ("reply", reply)] {
-        add(format!("{what}_{name}"), cost, floor, FLOOR);
+        add(format!("{what}_{name}_tc"), cost, floor, FLOOR);
         for routed in routed {
-            add(format!("{what}_{name}_vs_routed"), cost, routed, "the same with a look-up of the route");
+            add(format!("{what}_{name}_tc_vs_routed"), cost, routed, "the same with a look-up of the route");
         }
     }
     Ok(())
@@ -195,7 +195,7 @@ fn new_flows(
     let plan = Plan { flows: 1 << 24, next: 1 << 20, flags: SYN, ..Plan::default() };
     let program = Target::Program(&bench.from_pod);
     let costs = beside_floor(bench, runs, family, program, plan, NEW_ROUNDS, Path::New)?;
-    report.add(Record::new(format!("new_flow_{name}"), over(&costs[2], &costs[0]), "ns").against(
+    report.add(Record::new(format!("new_flow_{name}_tc"), over(&costs[2], &costs[0]), "ns").against(
         over(&costs[1], &costs[0]),
         FLOOR,
         Ratio::Cost,
@@ -220,8 +220,8 @@ fn node_port(bench: &Bench<'_>, report: &mut Report, runs: &mut Runs) -> Result<
     runs.run(Hook::Tc, Family::V4, program, &Plan { flags: SYN, ..known }, 1)?;
     let new = Plan { flows: 1 << 24, next: 1 << 20, flags: SYN, ..known };
     for (bench_name, plan, rounds, path) in [
-        ("node_port_known_v4", known, ROUNDS, Path::Known),
-        ("node_port_new_v4", new, MASQUERADED, Path::New),
+        ("node_port_known_v4_tc", known, ROUNDS, Path::Known),
+        ("node_port_new_v4_tc", new, MASQUERADED, Path::New),
     ] {
         let costs = beside_floor(bench, runs, Family::V4, program, plan, rounds, path)?;
         let record = Record::new(bench_name, over(&costs[2], &costs[0]), "ns");

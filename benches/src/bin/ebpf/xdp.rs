@@ -44,15 +44,15 @@ pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
         let plan = Plan::default();
         let aim = |most| (family == Family::V4).then_some(Goal::RatioAtMost(most));
         bench.begin(family, plan)?;
-        bench.add(report, &format!("known_flow_{name}_xdp"), family, plan, Path::MostKnown, aim(1.5))?;
+        bench.add(report, &format!("known_flow_{name}"), family, plan, Path::MostKnown, aim(1.5))?;
         let reply = Plan { reply: true, ..plan };
-        bench.add(report, &format!("reply_{name}_xdp"), family, reply, Path::MostKnown, aim(1.5))?;
-        bench.add(report, &format!("new_flow_{name}_xdp"), family, new(plan), Path::MostNew, aim(6.0))?;
+        bench.add(report, &format!("reply_{name}"), family, reply, Path::MostKnown, aim(1.5))?;
+        bench.add(report, &format!("new_flow_{name}"), family, new(plan), Path::MostNew, aim(6.0))?;
     }
     let plan = to_node_port();
     bench.begin(Family::V4, plan)?;
-    bench.add(report, "node_port_known_v4_xdp", Family::V4, plan, Path::MostKnown, None)?;
-    bench.add(report, "node_port_new_v4_xdp", Family::V4, new(plan), Path::MostNew, None)
+    bench.add(report, "node_port_known_v4", Family::V4, plan, Path::MostKnown, None)?;
+    bench.add(report, "node_port_new_v4", Family::V4, new(plan), Path::MostNew, None)
 }
 
 /// Why there is no XDP here.
