@@ -224,6 +224,7 @@ impl Bench {
         empty::<4, 4>(self.map_mut("service_addrs4"));
         empty::<16, 4>(self.map_mut("service_addrs6"));
         empty::<4, 4>(self.map_mut("pod_interfaces"));
+        empty::<20, 4>(self.map_mut("xdp_hops"));
         empty::<8, 16>(self.map_mut("affinity4"));
         empty::<20, 16>(self.map_mut("affinity6"));
         self.affinity = (0, 0);

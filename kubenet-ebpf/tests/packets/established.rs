@@ -2,10 +2,8 @@
 
 use std::net::SocketAddr;
 
-use aya::maps::HashMap;
-
 use crate::{
-    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, Metric, REDIRECT, for_each_kind, octets, on_bench},
+    bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, Metric, REDIRECT, for_each_kind, for_tcp_and_udp, on_bench},
     frame::{Flags, Frame, Proto},
     nets::{Net, V4, V6, at, next},
 };
@@ -13,17 +11,7 @@ use crate::{
 impl Bench {
     /// Whether a map has the entry for packets from one address to another.
     pub fn has(&mut self, map: &str, from: SocketAddr, to: SocketAddr, proto: Proto) -> bool {
-        let mut key = [octets(from.ip()), octets(to.ip())].concat();
-        key.extend([from.port().to_be_bytes(), to.port().to_be_bytes()].concat());
-        key.extend([proto.number(), 0, 0, 0]);
-        let map = self.map_mut(&format!("{map}{}", if from.is_ipv4() { 4 } else { 6 }));
-        match <[u8; 16]>::try_from(&key[..]) {
-            Ok(key) => HashMap::<_, _, [u8; 56]>::try_from(map).unwrap().get(&key, 0).is_ok(),
-            Err(_) => {
-                let key: [u8; 40] = key.try_into().unwrap();
-                HashMap::<_, _, [u8; 92]>::try_from(map).unwrap().get(&key, 0).is_ok()
-            }
-        }
+        self.entry(map, from, to, proto).is_some()
     }
 }
 
@@ -158,30 +146,102 @@ fn a_connection_that_ends_is_let_go() {
     });
 }
 
-#[test]
-fn the_port_of_a_flow_that_was_pushed_out_is_not_given_to_another() {
-    for_each_kind(|bench, net, proto| {
-        if proto == Proto::Sctp {
-            return;
-        }
+/// A flow that is kept, masqueraded with the only port that there is.
+struct OnePort {
+    proto: Proto,
+    client: SocketAddr,
+    /// Who would have the port.
+    other: SocketAddr,
+    frontend: SocketAddr,
+    source: SocketAddr,
+    backend: SocketAddr,
+}
+
+impl OnePort {
+    fn open(bench: &mut Bench, net: Net, proto: Proto) -> Self {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
         bench.configure(0, 20000..=20000);
-        let source = at(net.node, 20000);
         let [client, other] = [1, 2].map(|port| at(net.outside, port));
-        let ask = |from, flags| Frame::new(proto, from, frontend).flags(flags);
-        let answer = |flags| Frame::new(proto, backend, source).flags(flags);
-        bench.expect_forwarded(Hook::FromExternal, ask(client, Flags::Syn), source, backend);
-        bench.expect_forwarded(Hook::FromExternal, answer(Flags::SynAck), frontend, client);
+        let flow = Self { proto, client, other, frontend, source: at(net.node, 20000), backend };
+        flow.ask(bench, client, Flags::Syn);
+        flow.answer(bench, Flags::SynAck);
         bench.age(1);
-        bench.expect_forwarded(Hook::FromExternal, ask(client, Flags::Ack), source, backend);
-        bench.evict(client, frontend, proto);
-        bench.evict(backend, source, proto);
+        flow.ask(bench, client, Flags::Ack);
+        assert_eq!(flow.kept(bench), [true; 2]);
+        flow
+    }
 
-        bench.expect_dropped(Hook::FromExternal, ask(other, Flags::Syn), Metric::SnatExhausted);
-        bench.expect_forwarded(Hook::FromExternal, answer(Flags::Ack), frontend, client);
-        bench.expect_forwarded(Hook::FromExternal, ask(client, Flags::Ack), source, backend);
+    fn asking(&self, from: SocketAddr, flags: Flags) -> Frame {
+        Frame::new(self.proto, from, self.frontend).flags(flags)
+    }
+
+    #[track_caller]
+    fn ask(&self, bench: &mut Bench, from: SocketAddr, flags: Flags) {
+        bench.expect_forwarded(Hook::FromExternal, self.asking(from, flags), self.source, self.backend);
+    }
+
+    #[track_caller]
+    fn answer(&self, bench: &mut Bench, flags: Flags) {
+        self.answer_to(bench, self.client, flags);
+    }
+
+    #[track_caller]
+    fn answer_to(&self, bench: &mut Bench, client: SocketAddr, flags: Flags) {
+        let frame = Frame::new(self.proto, self.backend, self.source).flags(flags);
+        bench.expect_forwarded(Hook::FromExternal, frame, self.frontend, client);
+    }
+
+    /// Whether there are copies of the entries of the client, and of the backend.
+    fn kept(&self, bench: &mut Bench) -> [bool; 2] {
+        [(self.client, self.frontend), (self.backend, self.source)]
+            .map(|(from, to)| bench.has("established", from, to, self.proto))
+    }
+}
+
+#[test]
+fn the_port_of_a_flow_that_was_pushed_out_is_not_given_to_another() {
+    for_tcp_and_udp(|bench, net, proto| {
+        let flow = OnePort::open(bench, net, proto);
+        bench.evict(flow.client, flow.frontend, proto);
+        bench.evict(flow.backend, flow.source, proto);
+
+        let other = flow.asking(flow.other, Flags::Syn);
+        bench.expect_dropped(Hook::FromExternal, other, Metric::SnatExhausted);
+        flow.answer(bench, Flags::Ack);
+        flow.ask(bench, flow.client, Flags::Ack);
+    });
+}
+
+#[test]
+fn a_flow_whose_port_was_given_to_another_is_kept_no_longer() {
+    for_tcp_and_udp(|bench, net, proto| {
+        // Silent for so long, and pushed out or not.
+        let idle = if proto == Proto::Tcp { 3600 } else { 30 };
+        for pushed_out in [false, true] {
+            bench.clear();
+            let flow = OnePort::open(bench, net, proto);
+            bench.age(idle - 10);
+            let other = flow.asking(flow.other, Flags::Syn);
+            bench.expect_dropped(Hook::FromExternal, other, Metric::SnatExhausted);
+            bench.age(10);
+            if pushed_out {
+                bench.evict(flow.client, flow.frontend, proto);
+                bench.evict(flow.backend, flow.source, proto);
+            }
+            flow.ask(bench, flow.other, Flags::Syn);
+            assert_eq!(flow.kept(bench), [false; 2]);
+            flow.answer_to(bench, flow.other, Flags::SynAck);
+            // Who had it is not mistaken for who has it now.
+            let late = flow.asking(flow.client, Flags::Ack);
+            if proto == Proto::Tcp {
+                bench.expect_passed(Hook::FromExternal, late);
+            } else {
+                bench.expect_dropped(Hook::FromExternal, late, Metric::SnatExhausted);
+            }
+            assert_eq!(bench.entries(), 2);
+        }
     });
 }
 

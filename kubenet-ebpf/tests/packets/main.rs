@@ -45,3 +45,4 @@ mod traffic;
 mod wire;
 mod xdp;
 mod xdp_alone;
+mod xdp_known;

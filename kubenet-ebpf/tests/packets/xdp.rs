@@ -38,7 +38,7 @@ impl Bench {
     }
 
     /// The devices with an XDP program, all with the same MAC address.
-    fn xdp_devices(&mut self, indices: &[u32]) {
+    pub fn xdp_devices(&mut self, indices: &[u32]) {
         let mac = self.mac(Hook::FromExternal);
         let mut devices = [0; 16 * 12];
         for (device, index) in devices.as_chunks_mut::<12>().0.iter_mut().zip(indices) {
@@ -125,7 +125,7 @@ pub fn begin(bench: &mut Bench, proto: Proto, [client, frontend, backend]: [Sock
     node
 }
 
-fn for_each(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
+pub fn for_each(test: impl Fn(&mut Bench, Net, Proto) + Send + Sync) {
     for_each_with(Setup::USUAL, test);
 }
 
