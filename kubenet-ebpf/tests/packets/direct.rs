@@ -7,7 +7,7 @@ use crate::{
         Bench, DRAINING, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, Outcome, REDIRECT, SHOT, UNSPEC,
         for_each_kind, for_each_kind_directly, octets, on_direct_bench,
     },
-    frame::{Flags, Frame, Proto},
+    frame::{Flags, Frame, Proto, without_length},
     nets::{Net, V4, V6, at},
 };
 
@@ -177,6 +177,25 @@ fn answers_to_what_another_node_marked_come_from_the_frontend() {
             bench.expect_forwarded(Hook::FromPod, answer(Flags::Ack), frontend, client);
         }
         assert_eq!(bench.entries(), 2);
+    });
+}
+
+/// More than 64 KiB, to be cut by the device: its header has no length.
+#[test]
+fn the_mark_of_a_packet_without_a_length_is_read() {
+    for_each_kind_directly(|bench, net, proto| {
+        let Case { client, frontend, backend } = here(net);
+        let mut frame = Frame::new(proto, client, backend).payload(vec![7; 3000]);
+        frame.mac_to = bench.mac(Hook::FromExternal);
+        let bytes = without_length(marked(&frame, frontend));
+        // Without segments it contradicts itself.
+        for (segment, entries) in [(0, 0), (1000, 2)] {
+            let outcome = bench.send_bytes(Hook::FromExternal, &bytes, segment);
+            assert_eq!(outcome, Outcome { action: UNSPEC, bytes: bytes.clone() });
+            assert_eq!(bench.entries(), entries);
+        }
+        let answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
+        bench.expect_forwarded(Hook::FromPod, answer, frontend, client);
     });
 }
 

@@ -32,6 +32,15 @@ impl Bench {
         let outcome = self.send_bytes(hook, &error.bytes(), 0);
         assert_eq!((outcome.action, outcome.bytes), (UNSPEC, error.bytes()));
     }
+
+    /// Sends an error and expects it to be dropped and counted: nobody is told about it.
+    #[track_caller]
+    fn expect_error_lost(&mut self, hook: Hook, mut error: IcmpError) {
+        error.mac_to = self.mac(hook);
+        let before = self.metric(Metric::Route);
+        assert_eq!(self.send_bytes(hook, &error.bytes(), 0).action, SHOT);
+        assert_eq!(self.metric(Metric::Route), before + 1);
+    }
 }
 
 /// A flow as each side knows its packets.
@@ -185,6 +194,41 @@ fn l4_a_quoted_datagram_without_a_checksum_stays_without() {
     });
 }
 
+/// A packet that says that it ends before its checksum: what stands in its place is none.
+#[test]
+fn l4_a_checksum_behind_the_end_of_the_quoted_packet_is_left_alone() {
+    for_each_kind(|bench, net, proto| {
+        let (at, header) = if net.vip.is_ipv4() { (2, 20) } else { (4, 0) };
+        let (offset, size) = match proto {
+            Proto::Tcp => (16, 2),
+            Proto::Udp => (6, 2),
+            Proto::Sctp => (8, 4),
+        };
+        for (flow, _) in Flow::flows(bench, net, proto) {
+            for length in [0, 4, offset, offset + size - 1, offset + size] {
+                let [known, seen] = &flow.sent;
+                let check = seen.l4() - L3 + offset;
+                let mut error = IcmpError::new(router(net), seen.clone());
+                error.quoted = usize::MAX;
+                error.damage.push((at, ((header + length) as u16).to_be_bytes().to_vec()));
+                let mut expected = error.clone();
+                if length < offset + size {
+                    // As it was on its way.
+                    expected.damage.push((check, seen.bytes()[L3 + check..L3 + check + size].to_vec()));
+                } else if proto == Proto::Sctp {
+                    // Which depends on the length: nothing but the ports changes.
+                    continue;
+                }
+                error.mac_to = bench.mac(flow.hooks[1]);
+                expected.mac_to = error.mac_to;
+                let outcome = bench.send_bytes(flow.hooks[1], &error.bytes(), 0);
+                let expected = expected.forwarded(net.vip, known).bytes();
+                assert_eq!((outcome.action, outcome.bytes), (REDIRECT, expected), "{length} bytes");
+            }
+        }
+    });
+}
+
 /// SCTP's checksum depends on the length of the packet, of which most is not quoted.
 #[test]
 fn l4_the_quoted_packet_may_be_far_larger_than_the_quotation() {
@@ -241,11 +285,46 @@ fn l4_an_error_at_the_end_of_its_hops_is_dropped_and_counted() {
     for_each_kind(|bench, net, proto| {
         let flow = Flow::plain(bench, net, proto);
         let mut error = IcmpError::new(router(net), flow.sent[1].clone());
-        error.mac_to = bench.mac(flow.hooks[1]);
         error.ttl = 1;
-        let before = bench.metric(Metric::Route);
-        assert_eq!(bench.send_bytes(flow.hooks[1], &error.bytes(), 0).action, SHOT);
-        assert_eq!(bench.metric(Metric::Route), before + 1);
+        bench.expect_error_lost(flow.hooks[1], error);
+        // By this node, as it leaves, for a backend elsewhere.
+        let mut error = IcmpError::new(net.node, flow.answered[1].clone());
+        error.ttl = 1;
+        bench.expect_error_lost(Hook::ToDevice, error);
+    });
+}
+
+#[test]
+fn l4_an_error_too_big_for_its_way_is_dropped_and_counted() {
+    for_each_kind(|bench, net, proto| {
+        // The client, and then the backend, is behind a narrow way.
+        let (frontend, payload) = (at(net.vip, 80), vec![7; 1400]);
+        let [client, backend] = [at(net.narrow, 40000), at(net.pod_here, 8080)];
+        let id = bench.backend(backend, LOCAL);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        let hooks = [Hook::FromExternal, Hook::FromPod];
+        let flow = Flow::open(bench, hooks, Frame::new(proto, client, frontend), client, backend);
+        let mut error = IcmpError::new(router(net), flow.sent[1].clone().payload(payload.clone()));
+        error.quoted = 1200;
+        bench.expect_error(
+            Hook::FromPod,
+            error.clone(),
+            net.vip,
+            &flow.sent[0].clone().payload(payload.clone()),
+        );
+        error.quoted = 1400;
+        bench.expect_error_lost(Hook::FromPod, error);
+
+        let [client, backend] = [at(net.pod, 40000), at(net.narrow, 8080)];
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        let hooks = [Hook::FromPod, Hook::FromExternal];
+        let flow = Flow::open(bench, hooks, Frame::new(proto, client, frontend), client, backend);
+        for hook in [Hook::FromPod, Hook::ToDevice] {
+            let mut error = IcmpError::new(net.node, flow.answered[1].clone().payload(payload.clone()));
+            error.quoted = 1400;
+            bench.expect_error_lost(hook, error);
+        }
     });
 }
 

@@ -188,6 +188,29 @@ fn a_route_is_kept_for_a_second_and_then_looked_up_again() {
     });
 }
 
+/// An IPv4 route by an IPv6 router: the entry of a flow has no room for that.
+#[test]
+fn a_way_by_a_gateway_of_the_other_family_is_looked_up_each_time() {
+    for_each_kind(|bench, net, proto| {
+        if net.vip.is_ipv6() {
+            return;
+        }
+        let (client, frontend, backend) =
+            (at(net.pod, 40000), at(net.vip, 80), at([10, 5, 0, 10].into(), 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        let known = Frame::new(proto, client, frontend).flags(Flags::Ack);
+        for _ in 0..2 {
+            bench.expect_forwarded(Hook::FromPod, known.clone(), client, backend);
+        }
+        ip("route replace blackhole 10.5.0.0/24");
+        bench.expect_dropped(Hook::FromPod, known.clone(), Metric::Route);
+        ip("route replace 10.5.0.0/24 via inet6 2001:db8::2 dev ext0");
+        bench.expect_forwarded(Hook::FromPod, known, client, backend);
+    });
+}
+
 #[test]
 fn udp_without_a_checksum_stays_without_over_ipv4() {
     crate::bench::on_bench(|bench| {

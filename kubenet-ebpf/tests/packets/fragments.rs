@@ -233,6 +233,30 @@ fn l4_where_the_first_fragment_is_dropped_so_are_the_others() {
     });
 }
 
+/// A datagram of a socket that was connected before the hooks were there.
+#[test]
+fn l4_where_the_first_fragment_of_this_node_is_refused_the_others_are_dropped() {
+    for_tcp_and_udp(|bench, net, proto| {
+        served(bench, net, proto);
+        let mut frame = large(proto, at(net.node, 40000), at(net.vip, 80));
+        frame.mac_to = bench.mac(Hook::ToDevice);
+        if proto == Proto::Tcp {
+            bench.expect_fragments(Hook::ToDevice, frame.clone(), UNSPEC, frame);
+            return;
+        }
+        let first = frame.fragments(SIZE).remove(0);
+        let before = bench.metric(Metric::Rejected);
+        let outcome = bench.send_bytes(Hook::ToDevice, &first, 0);
+        // The header of the fragment is quoted, too.
+        let quote = &first[L3..L3 + if net.vip.is_ipv4() { 20 } else { 40 + 8 } + 8];
+        let sum = if net.vip.is_ipv4() { 0 } else { frame.pseudo_sum(58, 8 + quote.len()) };
+        let expected = frame.icmp_about(quote, (3, 3), (1, 4), sum.into());
+        assert_eq!((outcome.action, outcome.bytes), (REDIRECT, expected));
+        assert_eq!(bench.metric(Metric::Rejected), before + 1);
+        bench.expect_rest_dropped(Hook::ToDevice, frame, Metric::Fragment);
+    });
+}
+
 #[test]
 fn l4_where_the_first_fragment_passes_so_do_the_others() {
     for_tcp_and_udp(|bench, net, proto| {

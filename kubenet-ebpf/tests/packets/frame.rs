@@ -338,3 +338,18 @@ impl Frame {
         sum as u16
     }
 }
+
+/// A frame of more than 64 KiB has no length in its header, until its device cuts it: these bytes as such a one.
+pub fn without_length(mut bytes: Vec<u8>) -> Vec<u8> {
+    let v4 = bytes[L3] >> 4 == 4;
+    let at = if v4 { L3 + 2 } else { L3 + 4 };
+    let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    bytes[at..at + 2].fill(0);
+    if v4 {
+        let check = u16::from_be_bytes([bytes[L3 + 10], bytes[L3 + 11]]);
+        let sum = u32::from(check) + u32::from(old);
+        let check = ((sum & 0xffff) + (sum >> 16)) as u16;
+        bytes[L3 + 10..L3 + 12].copy_from_slice(&check.to_be_bytes());
+    }
+    bytes
+}

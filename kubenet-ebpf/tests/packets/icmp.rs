@@ -43,6 +43,8 @@ pub struct IcmpError {
     /// How many bytes of the packet it quotes, as far as there are so many.
     pub quoted: usize,
     pub about: Frame,
+    /// Bytes of the quotation that are others than in the packet.
+    pub damage: Vec<(usize, Vec<u8>)>,
 }
 
 impl IcmpError {
@@ -56,6 +58,7 @@ impl IcmpError {
             ttl: 64,
             quoted: about.l4() - L3 + 8,
             about,
+            damage: Vec::new(),
         }
     }
 
@@ -77,7 +80,10 @@ impl IcmpError {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        let packet = self.about.bytes();
+        let mut packet = self.about.bytes();
+        for (at, bytes) in &self.damage {
+            packet[L3 + at..L3 + at + bytes.len()].copy_from_slice(bytes);
+        }
         let quote = &packet[L3..packet.len().min(L3.saturating_add(self.quoted))];
         let (kind, code, word) = self.kind;
         let start = PacketBuilder::ethernet2(self.mac_from, self.mac_to);

@@ -244,6 +244,28 @@ fn an_ended_connection_does_not_take_the_answer_to_another() {
     });
 }
 
+/// The LRU has dropped the entry of the backend's answers.
+#[test]
+fn of_a_flow_with_one_entry_left_a_reset_is_known_and_else_it_goes_on() {
+    for_each_kind(|bench, net, proto| {
+        if proto == Proto::Udp {
+            return;
+        }
+        for reset in [false, true] {
+            bench.clear();
+            let flow = established(bench, net, proto);
+            flow.move_on(bench, proto);
+            if reset {
+                let reset = flow.syn(proto).flags(Flags::Rst);
+                bench.expect_forwarded(Hook::FromPod, reset, flow.client, flow.old);
+            }
+            bench.evict(flow.old, flow.client, proto);
+            let backend = if reset { flow.new } else { flow.old };
+            bench.expect_forwarded(Hook::FromPod, flow.syn(proto), flow.client, backend);
+        }
+    });
+}
+
 #[test]
 fn a_range_that_is_just_being_replaced_still_serves() {
     for_each_kind(|bench, net, proto| {

@@ -43,6 +43,7 @@ route add fd02::/64 via 2001:db8::2
 route add 10.3.0.0/24 via 192.0.2.2 mtu lock 1300
 route add fd03::/64 via 2001:db8::2 mtu lock 1300
 route add 10.4.0.0/24 via 192.0.2.77
+route add 10.5.0.0/24 via inet6 2001:db8::2 dev ext0
 route add blackhole 10.9.0.0/24
 route add blackhole fd09::/64
 route add default via 192.0.2.254
@@ -69,7 +70,7 @@ pub fn node_namespace(external: &str) {
 
 /// Runs `ip` in the namespace of this thread.
 pub fn ip(arguments: &str) {
-    let six = arguments.contains("fd0") || arguments.contains("2001:");
+    let six = (arguments.contains("fd0") || arguments.contains("2001:")) && !arguments.contains("inet6");
     let family = if six { &["-6"][..] } else { &[] };
     let output = Command::new("ip").args(family).args(arguments.split(' ')).output().expect("run ip");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));

@@ -222,3 +222,21 @@ fn the_external_device_is_not_left_for_packets_of_nobody() {
         assert_eq!(out, leaving(bench, passing.forwarded(client, backend)).bytes());
     });
 }
+
+#[test]
+fn a_packet_goes_by_a_gateway_of_the_other_family() {
+    for_each_kind_on_tap(|bench, tap, net, proto| {
+        if net.vip.is_ipv6() {
+            return;
+        }
+        let [client, frontend, _] = ends(net);
+        let backend = at([10, 5, 0, 10].into(), 8080);
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[id]);
+        let there = frame(bench, proto, client, frontend);
+        let expected = Some(leaving(bench, there.forwarded(client, backend)).bytes());
+        for _ in 0..2 {
+            assert_eq!(exchange(tap, &there), [expected.clone(), expected.clone()]);
+        }
+    });
+}
