@@ -280,7 +280,10 @@ class Collector(threading.Thread):
 
 
 class Reason:
-    """A line of coverage.txt: source :: outcome :: condition :: why, the first three as regular expressions."""
+    """A line of coverage.txt: source :: outcome :: condition :: why, the first three as regular expressions.
+
+    The source may be followed by the family, as in `rewrite_tmpl\\.h IPv4`.
+    """
 
     def __init__(self, line):
         *patterns, self.why = line.split(" :: ")
@@ -290,8 +293,10 @@ class Reason:
         self.line, self.used = line, False
 
     def explains(self, outcome):
-        parts = (outcome.file, outcome.outcome, outcome.text)
-        found = all(pattern.fullmatch(part) for pattern, part in zip(self.patterns, parts, strict=True))
+        source, *others = self.patterns
+        parts = zip(others, (outcome.outcome, outcome.text), strict=True)
+        names = (outcome.file, f"{outcome.file} IPv{outcome.family}")
+        found = any(map(source.fullmatch, names)) and all(pattern.fullmatch(part) for pattern, part in parts)
         self.used |= found
         return found
 

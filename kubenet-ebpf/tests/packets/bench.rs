@@ -213,6 +213,8 @@ impl Bench {
         empty::<8, 32>(self.map_mut("services4"));
         empty::<20, 32>(self.map_mut("services6"));
         self.forget_flows();
+        empty::<4, 4>(self.map_mut("node_addrs4"));
+        empty::<16, 4>(self.map_mut("node_addrs6"));
         for net in [V4, V6] {
             self.node_address(net.node, 0x03);
             self.node_address(net.node_inner, 0x01);
@@ -248,7 +250,7 @@ impl Bench {
         map.set(index, value, 0).expect("set");
     }
 
-    fn node_address(&mut self, address: IpAddr, flags: u32) {
+    pub fn node_address(&mut self, address: IpAddr, flags: u32) {
         match address {
             IpAddr::V4(a) => self.insert::<4, 4>("node_addrs4", &a.octets(), &flags.to_ne_bytes()),
             IpAddr::V6(a) => self.insert::<16, 4>("node_addrs6", &a.octets(), &flags.to_ne_bytes()),

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 
 use crate::{
     bench::{
-        Bench, DRAINING, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, Outcome, REDIRECT, SHOT, UNSPEC,
+        Bench, DRAINING, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, OK, Outcome, REDIRECT, SHOT, UNSPEC,
         for_each_kind, for_each_kind_directly, octets, on_direct_bench,
     },
     frame::{Flags, Frame, Proto, without_length},
+    netns::switch_forwarding_off,
     nets::{Net, V4, V6, at},
 };
 
@@ -139,6 +140,28 @@ fn a_datagram_that_is_too_large_with_its_mark_is_answered_with_what_is_left() {
         bench.expect_answered(Hook::FromExternal, exceeds, |frame| {
             frame.icmp((3, 4), (2, 0), 1300 - mark as u32)
         });
+        // A pod's gets no mark.
+        let pod = at(net.pod, 40000);
+        bench.expect_forwarded(Hook::FromPod, frame(1300).with(pod, frontend), pod, backend);
+        let exceeds = frame(1301).with(pod, frontend);
+        bench.expect_answered(Hook::FromPod, exceeds, |frame| frame.icmp((3, 4), (2, 0), 1300));
+    });
+}
+
+#[test]
+fn what_is_marked_and_has_no_way_is_the_stacks_with_its_mark() {
+    on_direct_bench(|bench| {
+        switch_forwarding_off();
+        for net in [V4, V6] {
+            for proto in Proto::ALL {
+                bench.clear();
+                let Case { client, frontend, backend } = elsewhere(bench, net, proto, MASQ_OUTSIDE);
+                let mut frame = Frame::new(proto, client, frontend);
+                let outcome = bench.send(Hook::FromExternal, &mut frame);
+                let bytes = marked(&frame.with(client, backend), frontend);
+                assert_eq!(outcome, Outcome { action: OK, bytes });
+            }
+        }
     });
 }
 
@@ -199,6 +222,23 @@ fn the_mark_of_a_packet_without_a_length_is_read() {
     });
 }
 
+/// The client was dialled from there itself, by way of a Service here.
+#[test]
+fn a_mark_counts_more_than_an_answer_between_the_same_ends() {
+    for_each_kind_directly(|bench, net, proto| {
+        let Case { client, backend, .. } = here(net);
+        let (service, caller) = (at(net.vip, 80), at(net.pod, 30080));
+        let id = bench.backend(client, 0);
+        bench.serve(service, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, caller, service), caller, client);
+        assert!(bench.has("conntrack", client, caller, proto));
+        let ask = Frame::new(proto, client, backend);
+        assert_eq!(bench.send_marked(Hook::FromExternal, ask, caller), UNSPEC);
+        let answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
+        bench.expect_forwarded(Hook::FromPod, answer, caller, client);
+    });
+}
+
 /// Its frontend is a Service's here, too: it is charged with the connection.
 #[test]
 fn a_mark_of_a_service_that_is_known_here_is_that_services() {
@@ -239,6 +279,12 @@ fn xdp_leaves_to_tc_what_is_to_be_marked_and_sends_on_the_rest() {
                     Proto::Udp => bench.expect_xdp_passed(ask(Flags::Ack)),
                     _ => bench.expect_transmitted(ask(Flags::Ack), client, backend),
                 }
+                // An answer that comes this way, in its time and too late.
+                let answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
+                bench.expect_transmitted(answer.clone(), frontend, client);
+                bench.age(121);
+                bench.expect_xdp_passed(answer);
+                assert_eq!(bench.entries(), 0);
             }
         }
     });
@@ -267,6 +313,12 @@ fn a_mark_on_what_is_for_another_host_teaches_nothing() {
         let mut frame = Frame::new(proto, case.client, case.backend);
         frame.mac_to = [2, 0, 0, 0, 9, 1];
         let bytes = marked(&frame, case.frontend);
+        let outcome = bench.send_bytes(Hook::FromExternal, &bytes, 0);
+        assert_eq!(outcome, Outcome { action: UNSPEC, bytes });
+        // Nor does a frame of another type.
+        frame.mac_to = bench.mac(Hook::FromExternal);
+        let mut bytes = marked(&frame, case.frontend);
+        bytes[12..14].copy_from_slice(&[0x08, 0x06]);
         let outcome = bench.send_bytes(Hook::FromExternal, &bytes, 0);
         assert_eq!(outcome, Outcome { action: UNSPEC, bytes });
         nothing_was_learned(bench, proto, &case);

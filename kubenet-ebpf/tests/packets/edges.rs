@@ -8,7 +8,8 @@ use crate::{
     },
     direct::marked,
     frame::{Flags, Frame, L3, Proto, without_length},
-    nets::{V4, V6, at},
+    netns::switch_forwarding_off,
+    nets::{V4, V6, at, next},
 };
 
 /// Its slots were emptied while the packet was on its way.
@@ -71,6 +72,15 @@ fn a_backend_with_an_address_of_the_node_is_here_whatever_its_endpoint_says() {
         let mut frame = Frame::new(proto, client, frontend);
         let outcome = bench.send(Hook::FromExternal, &mut frame);
         assert_eq!(outcome, Outcome { action: OK, bytes: frame.with(client, process).bytes() });
+
+        // One on which node ports answer, and that is somebody else's.
+        let (frontend, elsewhere) = (at(net.vip, 81), at(next(net.pod_there), 8080));
+        bench.node_address(elsewhere.ip(), 0x02);
+        bench.configure(0, 20000..=20000);
+        let id = bench.backend(elsewhere, 0);
+        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        let source = at(net.node, if proto == Proto::Sctp { client.port() } else { 20000 });
+        bench.expect_forwarded(Hook::FromExternal, Frame::new(proto, client, frontend), source, elsewhere);
     });
 }
 
@@ -98,10 +108,7 @@ fn what_is_masqueraded_may_be_cut_by_the_next_router_and_is_not_given_to_the_sta
 #[test]
 fn where_forwarding_is_off_what_is_masqueraded_is_dropped_and_the_rest_is_the_stacks() {
     on_bench(|bench| {
-        for family in ["ipv4", "ipv6"] {
-            let file = if family == "ipv4" { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
-            std::fs::write(format!("/proc/sys/net/{file}"), "0").expect("switch forwarding off");
-        }
+        switch_forwarding_off();
         for net in [V4, V6] {
             for proto in Proto::ALL {
                 bench.clear();

@@ -43,6 +43,8 @@ pub struct IcmpError {
     /// How many bytes of the packet it quotes, as far as there are so many.
     pub quoted: usize,
     pub about: Frame,
+    /// Which fragment of the packet it is about.
+    pub fragment: Option<usize>,
     /// Bytes of the quotation that are others than in the packet.
     pub damage: Vec<(usize, Vec<u8>)>,
 }
@@ -58,6 +60,7 @@ impl IcmpError {
             ttl: 64,
             quoted: about.l4() - L3 + 8,
             about,
+            fragment: None,
             damage: Vec::new(),
         }
     }
@@ -80,7 +83,10 @@ impl IcmpError {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        let mut packet = self.about.bytes();
+        let mut packet = match self.fragment {
+            Some(number) => self.about.fragments(64).remove(number),
+            None => self.about.bytes(),
+        };
         for (at, bytes) in &self.damage {
             packet[L3 + at..L3 + at + bytes.len()].copy_from_slice(bytes);
         }

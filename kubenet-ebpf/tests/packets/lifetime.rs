@@ -266,6 +266,26 @@ fn of_a_flow_with_one_entry_left_a_reset_is_known_and_else_it_goes_on() {
     });
 }
 
+/// The LRU has dropped the entry of the client's packets.
+#[test]
+fn a_first_answer_goes_on_though_nothing_is_known_of_the_client() {
+    for_each_kind(|bench, net, proto| {
+        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, 0, &[id], &[]);
+        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
+        bench.evict(client, frontend, proto);
+        let answer = Frame::new(proto, backend, client).flags(Flags::Ack);
+        for _ in 0..2 {
+            bench.expect_forwarded(Hook::FromExternal, answer.clone(), frontend, client);
+            bench.age(1);
+        }
+        // By then it is known again.
+        let more = Frame::new(proto, client, frontend).flags(Flags::Ack);
+        bench.expect_forwarded(Hook::FromPod, more, client, backend);
+    });
+}
+
 #[test]
 fn a_range_that_is_just_being_replaced_still_serves() {
     for_each_kind(|bench, net, proto| {

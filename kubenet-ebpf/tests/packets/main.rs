@@ -37,6 +37,7 @@ mod idle;
 mod lifetime;
 mod masquerade;
 mod pass;
+mod quotes;
 mod refuse;
 mod sctp;
 mod size;

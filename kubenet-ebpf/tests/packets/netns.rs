@@ -68,6 +68,13 @@ pub fn node_namespace(external: &str) {
     }
 }
 
+/// Makes the node of this thread no router.
+pub fn switch_forwarding_off() {
+    for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{file}"), "0").expect("switch forwarding off");
+    }
+}
+
 /// Runs `ip` in the namespace of this thread.
 pub fn ip(arguments: &str) {
     let six = (arguments.contains("fd0") || arguments.contains("2001:")) && !arguments.contains("inet6");

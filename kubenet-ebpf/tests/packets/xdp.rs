@@ -189,6 +189,10 @@ fn begin_at(bench: &mut Bench, proto: Proto, [client, frontend, backend]: [Socke
 #[test]
 fn what_stays_here_is_left_to_tc_which_knows_the_flow() {
     for_each(|bench, net, proto| {
+        // Also when its neighbour is known, so that the way is.
+        if proto == Proto::Udp {
+            ip(&format!("neigh replace {} lladdr 02:00:00:00:01:02 dev pod0", net.pod_here));
+        }
         let [client, frontend, backend] = serve(bench, net, proto, net.pod_here, LOCAL);
         let syn = Frame::new(proto, client, frontend);
         bench.expect_xdp_passed(syn.clone());
@@ -385,6 +389,18 @@ fn who_may_not_reach_a_service_is_dropped_by_xdp_already() {
         let outcome = bench.send_xdp(&mut Frame::new(proto, at(net.outside, 40000), at(net.vip, 80)));
         assert_eq!(outcome.action, DROP);
         assert_eq!(bench.metric(Metric::SourceRange), before + 1);
+    });
+}
+
+#[test]
+fn an_answer_of_a_flow_that_has_ended_is_the_stacks() {
+    for_each(|bench, net, proto| {
+        let ends @ [_, _, backend] = serve(bench, net, proto, net.pod_there, 0);
+        let node = begin(bench, proto, ends);
+        bench.age(121);
+        // To a SYN of long ago, or to a datagram.
+        bench.expect_xdp_passed(Frame::new(proto, backend, node).flags(Flags::SynAck));
+        assert_eq!(bench.entries(), 0);
     });
 }
 
