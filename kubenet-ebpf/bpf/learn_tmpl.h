@@ -2,8 +2,8 @@
 /* What marks of other nodes teach: see dsr.h. */
 
 /*
- * Whether the flow is known, with this target: then it is heard of again. A
- * connection that has ended, or begun to, is not what a SYN begins.
+ * Whether the flow is known both ways, with this target: then it is heard of
+ * again. A connection that has ended, or begun to, is not what a SYN begins.
  */
 static __always_inline bool F(dsr_knows)(const struct F(tuple) *frontend,
 					 const struct F(tuple) *target)
@@ -17,8 +17,9 @@ static __always_inline bool F(dsr_knows)(const struct F(tuple) *frontend,
 	F(ct_target)(&known, ct, frontend->proto);
 	if (!same(known, *target))
 		return false;
+	/* Without its entry an answer would not come from the frontend. */
 	peer = F(ct_peer)(ct, frontend->proto);
-	if ((ct->flags | (peer ? peer->flags : 0)) & (CT_FIN | CT_RST))
+	if (!peer || (ct->flags | peer->flags) & (CT_FIN | CT_RST))
 		return false;
 	if (ct->last_seen != now_ticks())
 		ct->last_seen = now_ticks();

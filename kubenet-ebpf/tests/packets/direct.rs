@@ -222,6 +222,23 @@ fn the_mark_of_a_packet_without_a_length_is_read() {
     });
 }
 
+/// The LRU has dropped one entry of the flow, of which the client goes on.
+#[test]
+fn what_was_lost_of_a_flow_is_learned_again_from_its_next_mark() {
+    for_each_kind_directly(|bench, net, proto| {
+        let Case { client, frontend, backend } = here(net);
+        let ask = Frame::new(proto, client, backend);
+        assert_eq!(bench.send_marked(Hook::FromExternal, ask.clone(), frontend), UNSPEC);
+        for (from, to) in [(backend, client), (client, frontend)] {
+            bench.evict(from, to, proto);
+            assert_eq!(bench.send_marked(Hook::FromExternal, ask.clone(), frontend), UNSPEC);
+            let answer = Frame::new(proto, backend, client).flags(Flags::SynAck);
+            bench.expect_forwarded(Hook::FromPod, answer, frontend, client);
+            assert_eq!(bench.entries(), 2);
+        }
+    });
+}
+
 /// The client was dialled from there itself, by way of a Service here.
 #[test]
 fn a_mark_counts_more_than_an_answer_between_the_same_ends() {
