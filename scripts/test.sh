@@ -23,6 +23,25 @@ fail() {
 	exit 1
 }
 
+
+# end_after SECONDS PID: ends what a process has started, when it hangs. Each thread says first where it is.
+end_after() {
+	local process thread passed
+	# In short pieces: the last one outlives whoever ends this.
+	for ((passed = 0; passed < $1; passed += 2)); do
+		sleep 2 >/dev/null 2>&1
+	done
+	printf '\nmake test: not done after %d s:\n' "$1"
+	for process in $(cat "/proc/$2/task/$2/children"); do
+		tr '\0' ' ' <"/proc/$process/cmdline" && echo
+		for thread in "/proc/$process/task/"*; do
+			printf '%s (%s): %s\n' "${thread##*/}" "$(cat "$thread/comm")" "$(cat "$thread/wchan")"
+			cat "$thread/stack" || true
+		done
+		kill "$process"
+	done 2>/dev/null
+}
+
 step "Set-up"
 scripts/setup.sh test
 
@@ -64,7 +83,14 @@ step "Tests"
 shown=()
 # Without root many tests are skipped, and say why.
 [ "$(id -u)" = 0 ] || shown=(-- --show-output)
-cargo test -q --no-fail-fast --workspace --all-features "${shown[@]}"
+cargo test -q --no-fail-fast --workspace --all-features "${shown[@]}" &
+tests=$!
+end_after 2700 $tests &
+watch=$!
+passed=0
+wait $tests || passed=$?
+kill $watch 2>/dev/null || true
+[ $passed = 0 ]
 
 step "Packages, each built from what it would publish"
 exclude=()

@@ -102,56 +102,63 @@ fn killed_between_any_two_calls_of_an_update_each_route_is_the_old_one_or_the_ne
 
 #[test]
 fn killed_between_any_two_changes_of_a_start_the_next_one_starts() {
+    killed_in_a_start(false);
+}
+
+#[test]
+fn killed_between_any_two_changes_of_an_adoption_the_next_one_starts() {
+    killed_in_a_start(true);
+}
+
+/// From nothing, or where somebody serves.
+fn killed_in_a_start(adopts: bool) {
     let Some((lab, _servers, bpffs)) = start() else { return };
     for mode in modes() {
         let plan = Plan::new(&lab, &bpffs.pin_dir(), mode);
-        // From nothing, and where somebody serves.
-        for adopts in [false, true] {
-            let mut calls = 0;
-            let begin = Instant::now();
+        let mut calls = 0;
+        let begin = Instant::now();
+        if adopts {
+            let datapath = plan.datapath();
+            replace(&datapath, &plan.table(1, plan.web(&["here", "there"])));
+            block_on(datapath.close(Close::Keep)).unwrap();
+        }
+        loop {
+            let open = |client| lab.connect(place(client), target(&lab, client), SOON).unwrap();
+            let mut known = adopts.then(|| CLIENTS.map(open));
+            let mut process = plan.spawn("start");
+            let thread = process.wait_for("thread").parse().unwrap();
+            let id = process.id();
+            let Some(end) = kill_before(id, thread, calls, false, || process.tell("go")) else {
+                return skip("tracing is not allowed here");
+            };
+            for connection in known.iter_mut().flatten() {
+                connection.ask(SOON).unwrap_or_else(|e| panic!("{mode:?}, before change {calls}: {e}"));
+            }
+            // Flows are taken once all programs hang, not by the first of them.
+            let takes_flows = || Inspector::open(bpffs.pin_dir()).is_ok_and(|seen| !seen.is_draining());
+            if adopts || !attached(&lab).is_empty() && takes_flows() {
+                serves(&lab, calls);
+            }
+            let datapath = plan.datapath();
+            let table = plan.table(1, plan.web(&["there"]));
+            replace(&datapath, &table);
+            assert!(block_on(datapath.drift(&table)).unwrap().is_none());
+            serves(&lab, calls);
             if adopts {
-                let datapath = plan.datapath();
                 replace(&datapath, &plan.table(1, plan.web(&["here", "there"])));
                 block_on(datapath.close(Close::Keep)).unwrap();
+            } else {
+                block_on(datapath.close(Close::Remove)).unwrap();
+                assert_eq!(bpffs.tree(), Vec::<std::path::PathBuf>::new());
+                assert_eq!(attached(&lab), Vec::<String>::new());
             }
-            loop {
-                let open = |client| lab.connect(place(client), target(&lab, client), SOON).unwrap();
-                let mut known = adopts.then(|| CLIENTS.map(open));
-                let mut process = plan.spawn("start");
-                let thread = process.wait_for("thread").parse().unwrap();
-                let id = process.id();
-                let Some(end) = kill_before(id, thread, calls, false, || process.tell("go")) else {
-                    return skip("tracing is not allowed here");
-                };
-                for connection in known.iter_mut().flatten() {
-                    connection.ask(SOON).unwrap_or_else(|e| panic!("{mode:?}, before change {calls}: {e}"));
-                }
-                // Flows are taken once all programs hang, not by the first of them.
-                let takes_flows = || Inspector::open(bpffs.pin_dir()).is_ok_and(|seen| !seen.is_draining());
-                if adopts || !attached(&lab).is_empty() && takes_flows() {
-                    serves(&lab, calls);
-                }
-                let datapath = plan.datapath();
-                let table = plan.table(1, plan.web(&["there"]));
-                replace(&datapath, &table);
-                assert!(block_on(datapath.drift(&table)).unwrap().is_none());
-                serves(&lab, calls);
-                if adopts {
-                    replace(&datapath, &plan.table(1, plan.web(&["here", "there"])));
-                    block_on(datapath.close(Close::Keep)).unwrap();
-                } else {
-                    block_on(datapath.close(Close::Remove)).unwrap();
-                    assert_eq!(bpffs.tree(), Vec::<std::path::PathBuf>::new());
-                    assert_eq!(attached(&lab), Vec::<String>::new());
-                }
-                if let End::Finished(all) = end {
-                    eprintln!("{mode:?}, adopts: {adopts}: {all} changes, {:?}", begin.elapsed());
-                    assert!(all >= 12, "{all}");
-                    break;
-                }
-                // Where nobody serves yet, most changes pin maps where nobody looks.
-                calls += if adopts { 1 } else { 4 };
+            if let End::Finished(all) = end {
+                eprintln!("{mode:?}, adopts: {adopts}: {all} changes, {:?}", begin.elapsed());
+                assert!(all >= 12, "{all}");
+                break;
             }
+            // Where nobody serves yet, most changes pin maps where nobody looks.
+            calls += if adopts { 1 } else { 4 };
         }
         is_whole(&lab, &plan);
     }
