@@ -5,7 +5,7 @@ use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use kubenet_core::{
     cluster::FrontendConflict, datapath::FailedRoute, route::ServicePortName, router::RouterEvent,
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     metrics::Metrics,
@@ -39,6 +39,7 @@ impl Observer {
             RouterEvent::RouteFailed(failed) => self.reports.tell(failed_route(&failed)),
             RouterEvent::Conflict(conflict) => self.reports.tell(self::conflict(&conflict)),
             RouterEvent::Drift { .. } => self.metrics.drifts.inc(),
+            RouterEvent::Missed { count } => warn!(count, "the agent is too slow for the router's events"),
             other => info!(event = ?other, "router"),
         }
     }

@@ -29,7 +29,7 @@ pub fn line(event: &DatapathEvent, json: bool) -> Option<String> {
         }
         DatapathEvent::Missed { count } if json => json!({ "event": "missed", "count": count }).to_string(),
         DatapathEvent::Missed { count } => {
-            format!("missed   {count} events: more than may be reported in a time")
+            format!("missed   {count} events: more than may be reported in a time, or are read")
         }
         _ => return None,
     })

@@ -1,5 +1,6 @@
 use std::{
     collections::VecDeque,
+    mem,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -68,8 +69,9 @@ pub enum DatapathEvent {
         /// Where it was to go. The port is 0 where it has none.
         destination: SocketAddr,
     },
-    /// Events of flows and packets that were not reported since the last of these: there were more than may be in a
-    /// time, or the reader was too slow.
+    /// Events that this reader does not get, since the last of these: of flows and packets, more than may be reported
+    /// in a time or than the datapath's reader kept up with; or of any kind, because this reader was too slow. Older
+    /// than the events that follow.
     Missed {
         /// How many.
         count: u64,
@@ -80,9 +82,32 @@ pub enum DatapathEvent {
     Closed,
 }
 
+/// An event that an [`EventHub`] can hand out: one of its kind says that others were lost.
+pub trait HubEvent: Clone + Send + 'static {
+    /// The event which says that the reader does not get so many events.
+    fn missed(count: u64) -> Self;
+
+    /// How many events it says that the reader does not get; `None` of any other event.
+    fn missed_count(&self) -> Option<u64>;
+}
+
+impl HubEvent for DatapathEvent {
+    fn missed(count: u64) -> Self {
+        Self::Missed { count }
+    }
+
+    fn missed_count(&self) -> Option<u64> {
+        match self {
+            Self::Missed { count } => Some(*count),
+            _ => None,
+        }
+    }
+}
+
 /// Hands events to any number of subscribers; for implementors of datapaths.
 ///
-/// Each subscriber has room for 1,024 events and loses the oldest when it does not keep up.
+/// Each subscriber has room for 1,024 events and loses the oldest when it does not keep up. It is told how many, where
+/// they would have been: by [`HubEvent::missed`], which is [`DatapathEvent::Missed`] of a datapath.
 #[derive(Debug)]
 pub struct EventHub<E = DatapathEvent>(Arc<Mutex<Subscribers<E>>>);
 
@@ -97,6 +122,8 @@ const ROOM: usize = 1024;
 #[derive(Debug)]
 struct Mailbox<E> {
     events: VecDeque<E>,
+    /// Events that were lost before the first of `events`.
+    missed: u64,
     waker: Option<Waker>,
     sender_gone: bool,
     reader_gone: bool,
@@ -114,7 +141,7 @@ impl<E> Clone for EventHub<E> {
     }
 }
 
-impl<E: Clone + Send + 'static> EventHub<E> {
+impl<E: HubEvent> EventHub<E> {
     /// Hands an event to all who listen now. Never blocks on a reader.
     pub fn emit(&self, event: &E) {
         let mut wakers = Vec::new();
@@ -123,8 +150,11 @@ impl<E: Clone + Send + 'static> EventHub<E> {
             if mailbox.reader_gone {
                 return false;
             }
-            if mailbox.events.len() == ROOM {
-                mailbox.events.pop_front();
+            if mailbox.events.len() == ROOM
+                && let Some(lost) = mailbox.events.pop_front()
+            {
+                let count = lost.missed_count().unwrap_or(1);
+                mailbox.missed = mailbox.missed.saturating_add(count);
             }
             mailbox.events.push_back(event.clone());
             wakers.extend(mailbox.waker.take());
@@ -139,6 +169,7 @@ impl<E: Clone + Send + 'static> EventHub<E> {
         let mut subscribers = self.0.lock();
         let mailbox = Arc::new(Mutex::new(Mailbox {
             events: VecDeque::new(),
+            missed: 0,
             waker: None,
             sender_gone: subscribers.ended,
             reader_gone: false,
@@ -173,11 +204,15 @@ impl<E: Clone + Send + 'static> EventHub<E> {
 
 struct Reader<E>(Arc<Mutex<Mailbox<E>>>);
 
-impl<E> Stream for Reader<E> {
+impl<E: HubEvent> Stream for Reader<E> {
     type Item = E;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<E>> {
         let mut mailbox = self.0.lock();
+        let missed = mem::take(&mut mailbox.missed);
+        if missed > 0 {
+            return Poll::Ready(Some(E::missed(missed)));
+        }
         match mailbox.events.pop_front() {
             Some(event) => Poll::Ready(Some(event)),
             None if mailbox.sender_gone => Poll::Ready(None),
@@ -203,18 +238,41 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_slow_reader_loses_the_oldest_events_and_sees_the_end() {
-        let hub = EventHub::default();
-        let mut reader = hub.subscribe();
-        for revision in 0..(ROOM as u64 + 3) {
+    fn all(reader: &mut BoxStream<'static, DatapathEvent>) -> Vec<DatapathEvent> {
+        std::iter::from_fn(|| reader.next().now_or_never().flatten()).collect()
+    }
+
+    fn emit(hub: &EventHub, revisions: std::ops::Range<u64>) {
+        for revision in revisions {
             hub.emit(&DatapathEvent::Applied { revision: Revision(revision) });
         }
+    }
+
+    #[test]
+    fn a_slow_reader_is_told_how_many_of_the_oldest_events_it_lost_and_sees_the_end() {
+        let hub = EventHub::default();
+        let (mut slow, mut quick) = (hub.subscribe(), hub.subscribe());
+        emit(&hub, 0..ROOM as u64);
+        assert_eq!(all(&mut quick).len(), ROOM);
+        emit(&hub, ROOM as u64..ROOM as u64 + 3);
         hub.end();
-        let seen: Vec<_> = reader.by_ref().collect::<Vec<_>>().now_or_never().unwrap();
-        assert_eq!(seen.len(), ROOM);
+        assert_eq!(all(&mut quick).len(), 3, "the other reader's losses are not its own");
+        let seen = slow.by_ref().collect::<Vec<_>>().now_or_never().unwrap();
+        assert_eq!(seen.len(), 1 + ROOM);
+        assert!(matches!(seen[0], DatapathEvent::Missed { count: 3 }));
+        assert!(matches!(seen[1], DatapathEvent::Applied { revision: Revision(3) }));
         assert!(hub.subscribe().next().now_or_never().unwrap().is_none(), "ended for late readers, too");
-        assert!(matches!(seen[0], DatapathEvent::Applied { revision: Revision(3) }));
+    }
+
+    #[test]
+    fn losses_are_told_once_and_those_of_the_datapath_are_among_them() {
+        let hub = EventHub::default();
+        let mut reader = hub.subscribe();
+        hub.emit(&DatapathEvent::Missed { count: 40 });
+        emit(&hub, 0..ROOM as u64 + 1);
+        assert!(matches!(all(&mut reader)[0], DatapathEvent::Missed { count: 41 }));
+        emit(&hub, 0..1);
+        assert!(matches!(all(&mut reader)[..], [DatapathEvent::Applied { .. }]));
     }
 
     /// Some executors run or drop a task in the call that wakes it.

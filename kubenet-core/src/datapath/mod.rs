@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 pub use self::{
     capabilities::{Capabilities, Feature, Limitation},
     error::{DatapathError, ErrorKind},
-    events::{DatapathEvent, EventHub},
+    events::{DatapathEvent, EventHub, HubEvent},
 };
 use crate::{
     model::Protocol,
@@ -80,7 +80,8 @@ pub trait Datapath: Debug + Send + Sync + 'static {
     /// Carries on after a failure and reports all of them.
     async fn close(&self, how: Close) -> Result<(), DatapathError>;
 
-    /// What happens in the datapath, from now on. A reader that is too slow loses the oldest events.
+    /// What happens in the datapath, from now on. A reader that is too slow loses the oldest events, and is told how
+    /// many by [`DatapathEvent::Missed`]; [`EventHub`] does so for a datapath.
     fn events(&self) -> BoxStream<'static, DatapathEvent>;
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use crate::{
     cluster::FrontendConflict,
-    datapath::{DatapathError, FailedRoute},
+    datapath::{DatapathError, FailedRoute, HubEvent},
     route::{Frontend, Revision, ServicePortName},
 };
 
@@ -62,6 +62,24 @@ pub enum RouterEvent {
         /// Flows that the old one keeps serving for now; `None` when it could not say.
         draining_flows: Option<u64>,
     },
+    /// Events that this reader does not get, because it was too slow. Older than the events that follow.
+    Missed {
+        /// How many.
+        count: u64,
+    },
     /// The router was closed.
     Closed,
+}
+
+impl HubEvent for RouterEvent {
+    fn missed(count: u64) -> Self {
+        Self::Missed { count }
+    }
+
+    fn missed_count(&self) -> Option<u64> {
+        match self {
+            Self::Missed { count } => Some(*count),
+            _ => None,
+        }
+    }
 }

@@ -276,7 +276,8 @@ impl ServiceRouter {
     }
 
     /// What happens from now on. The stream ends when the router is closed or dropped. A reader that is too
-    /// slow loses the oldest of 1,024 events; [`ServiceRouter::status`] has the current state.
+    /// slow loses the oldest of 1,024 events, and is told how many by [`RouterEvent::Missed`];
+    /// [`ServiceRouter::status`] has the current state.
     pub fn events(&self) -> BoxStream<'static, RouterEvent> {
         self.events.subscribe()
     }

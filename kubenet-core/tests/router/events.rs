@@ -153,6 +153,23 @@ fn f5_a_conflict_is_told_when_it_begins_and_when_it_ends() {
 }
 
 #[test]
+fn a_reader_that_is_too_slow_is_told_how_many_events_it_lost() {
+    let (router, _subject) = serving();
+    let events = router.events();
+    let count = 1500;
+    let rivals = (0..count).map(|i| service(&format!("rival-{i}"), "10.96.0.1").into());
+    router.submit_all(rivals.collect::<Vec<Change>>()).unwrap();
+    block_on(router.flush()).unwrap();
+    drop(router);
+    let told = block_on(events.collect::<Vec<_>>());
+    let (missed, rest) = told.split_first().unwrap();
+    let RouterEvent::Missed { count: missed } = *missed else { panic!("{missed:?}") };
+    assert!(rest.iter().all(|event| !matches!(event, RouterEvent::Missed { .. })), "it is told once");
+    // The update is an event beside the conflicts.
+    assert!(missed as usize + rest.len() > count, "{missed} and {}", rest.len());
+}
+
+#[test]
 fn a_swap_and_the_end_are_told() {
     let (router, _old) = serving();
     let mut events = router.events();

@@ -34,6 +34,7 @@ pub(super) const CASES: &[Case] = &[
     Case::new("dropped_future_leaves_a_whole_update", TCP, dropped_future),
     Case::new("node_ports_answer_on_the_chosen_addresses_only", TCP, chosen_addresses),
     Case::new("an_applied_revision_is_an_event", TCP, events),
+    Case::new("a_slow_reader_of_events_learns_what_it_lost", TCP, slow_reader),
 ];
 
 fn from_none_and_back(bench: &mut Bench<'_>) -> Step {
@@ -238,4 +239,32 @@ fn events(bench: &mut Bench<'_>) -> Step {
     let delta = RouteDelta::empty(revision, revision.next());
     block_on(bench.datapath()?.apply(Arc::new(delta)))?;
     Ok(())
+}
+
+/// Whether it gets all events or loses some is the datapath's to choose.
+fn slow_reader(bench: &mut Bench<'_>) -> Step {
+    const UPDATES: u64 = 1100;
+    let svc = bench.service().on(&["a1"]);
+    bench.program(std::slice::from_ref(&svc))?;
+    let mut events = bench.datapath()?.events();
+    let mut revision = bench.revision();
+    for _ in 0..UPDATES {
+        let delta = RouteDelta::empty(revision, revision.next());
+        revision = block_on(bench.datapath()?.apply(Arc::new(delta)))?.revision;
+    }
+    let mut told = 0;
+    let all_told = eventually(
+        || {
+            while let Some(Some(event)) = events.next().now_or_never() {
+                told += match event {
+                    DatapathEvent::Missed { count } => count,
+                    DatapathEvent::Applied { .. } => 1,
+                    _ => 0,
+                };
+            }
+            if told >= UPDATES { Got::Cut } else { Got::Silence }
+        },
+        |got| *got == Got::Cut,
+    );
+    all_told.or_else(|_| fail(format!("{UPDATES} updates, and its reader heard of {told}")))
 }
