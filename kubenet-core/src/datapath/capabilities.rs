@@ -23,8 +23,8 @@ pub enum Feature {
     ///
     /// [`LocalDetector::is_by_interface`]: crate::model::LocalDetector::is_by_interface
     InterfaceDetectors,
-    /// A packet to a cluster IP on a port that is no Service port is rejected ([N4]). Without it, it is left to
-    /// the stack.
+    /// A packet to a cluster IP on a port that is no Service port is rejected ([N4]), if it is of one of the
+    /// [`protocols`](Capabilities::protocols). Without it, it is left to the stack.
     ///
     /// [N4]: crate::resolve
     RejectUnknownPorts,

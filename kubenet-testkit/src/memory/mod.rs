@@ -108,14 +108,17 @@ impl MemoryDatapath {
         }
         match route(&state.table, flow, self.capabilities.local_backends_see_client) {
             // Of an unknown port, which is told by the route that is missing.
-            Verdict::Reject
-                if !self.capabilities.has(Feature::RejectUnknownPorts)
-                    && lookup(&state.table, flow).is_none() =>
-            {
+            Verdict::Reject if !self.refuses_ports(flow) && lookup(&state.table, flow).is_none() => {
                 Verdict::Pass
             }
             verdict => verdict,
         }
+    }
+
+    /// [N4]. A datapath that serves nothing of a protocol does not look at its packets.
+    fn refuses_ports(&self, flow: &Flow) -> bool {
+        self.capabilities.has(Feature::RejectUnknownPorts)
+            && self.capabilities.protocols.contains(&flow.protocol)
     }
 
     /// Lets time pass: for session affinity. It passes in no other way.

@@ -94,3 +94,22 @@ fn the_same_seed_chooses_the_same() {
     assert_eq!(picks(7), picks(7));
     assert_ne!(picks(7), picks(8));
 }
+
+#[test]
+fn n4_unknown_ports_of_a_cluster_ip_are_refused_for_the_protocols_that_are_served() {
+    let unknown = |protocol| flow(CLIENT, "10.96.0.10:81", protocol);
+    let mut capabilities = Capabilities::full();
+    let verdicts = |capabilities: &Capabilities| {
+        let datapath = MemoryDatapath::with_capabilities(capabilities.clone());
+        block_on(datapath.replace(table(&["10.244.1.2"]))).unwrap();
+        Protocol::ALL.map(|protocol| (protocol, datapath.route(&unknown(protocol))))
+    };
+    assert!(verdicts(&capabilities).iter().all(|(_, verdict)| *verdict == Verdict::Reject));
+    capabilities.protocols.remove(&Protocol::Sctp);
+    for (protocol, verdict) in verdicts(&capabilities) {
+        let expected = if protocol == Protocol::Sctp { Verdict::Pass } else { Verdict::Reject };
+        assert_eq!(verdict, expected, "{protocol}");
+    }
+    capabilities.features.remove(&Feature::RejectUnknownPorts);
+    assert!(verdicts(&capabilities).iter().all(|(_, verdict)| *verdict == Verdict::Pass));
+}
