@@ -2,25 +2,18 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use kubenet_core::{
-    datapath::{Datapath, DatapathError},
-    model::{IpFamily, Protocol},
-    route::Origin,
-};
+use kubenet_core::{model::Protocol, route::Origin};
 
 use super::{
     fixture::HERE,
-    world::{Got, Live, Narrow, World},
+    world::{Between, Got, Live, World},
 };
-use crate::place::{Node, Place};
+use crate::place::Place;
 
 /// What a client is to the node under test.
 pub(super) fn origin(place: &Place) -> Origin {
@@ -57,25 +50,9 @@ impl<'w> Clients<'w> {
     }
 }
 
-impl World for Clients<'_> {
-    fn simulated(&self) -> bool {
-        self.world.simulated()
-    }
-
-    fn families(&self) -> &[IpFamily] {
-        self.world.families()
-    }
-
-    fn protocols(&self) -> &[Protocol] {
-        self.world.protocols()
-    }
-
-    fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
-        self.world.start()
-    }
-
-    fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String> {
-        self.world.address(place, family)
+impl Between for Clients<'_> {
+    fn world(&self) -> &dyn World {
+        self.world
     }
 
     fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, timeout: Duration) -> Got {
@@ -90,17 +67,5 @@ impl World for Clients<'_> {
         timeout: Duration,
     ) -> Result<Box<dyn Live>, Got> {
         if self.serves(from.0) { self.world.open(from, to, protocol, timeout) } else { Err(Got::Silence) }
-    }
-
-    fn narrow(&self, node: Node, to: &Place, mtu: u32) -> Result<Option<Box<dyn Narrow>>, String> {
-        self.world.narrow(node, to, mtu)
-    }
-
-    fn wait(&self, time: Duration) {
-        self.world.wait(time);
-    }
-
-    fn leftovers(&self) -> Vec<String> {
-        self.world.leftovers()
     }
 }

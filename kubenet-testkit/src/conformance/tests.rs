@@ -1,16 +1,19 @@
 //! The suite must notice a datapath that breaks a rule: a world that lies stands for it.
 
-use std::{net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use kubenet_core::{
-    datapath::{Capabilities, Datapath, DatapathError},
+    datapath::Capabilities,
     model::{IpFamily, Protocol},
     route::Origin,
 };
 
 use super::{
     Outcome, Report, run,
-    world::{Got, Live, Narrow, Simulation, World},
+    world::{Between, Got, Live, Simulation, World},
 };
 use crate::{
     memory::MemoryDatapath,
@@ -43,25 +46,9 @@ impl Live for LyingFlow {
     }
 }
 
-impl<W: World> World for Liar<W> {
-    fn simulated(&self) -> bool {
-        true
-    }
-
-    fn families(&self) -> &[IpFamily] {
-        self.world.families()
-    }
-
-    fn protocols(&self) -> &[Protocol] {
-        self.world.protocols()
-    }
-
-    fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
-        self.world.start()
-    }
-
-    fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String> {
-        self.world.address(place, family)
+impl<W: World> Between for Liar<W> {
+    fn world(&self) -> &dyn World {
+        &self.world
     }
 
     fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, timeout: Duration) -> Got {
@@ -77,14 +64,6 @@ impl<W: World> World for Liar<W> {
     ) -> Result<Box<dyn Live>, Got> {
         let flow = self.world.open(from, to, protocol, timeout)?;
         Ok(Box::new(LyingFlow { flow, from: from.0.clone(), lie: self.lie, asked: 0 }))
-    }
-
-    fn narrow(&self, node: Node, to: &Place, mtu: u32) -> Result<Option<Box<dyn Narrow>>, String> {
-        self.world.narrow(node, to, mtu)
-    }
-
-    fn wait(&self, time: Duration) {
-        self.world.wait(time);
     }
 
     fn leftovers(&self) -> Vec<String> {

@@ -93,6 +93,73 @@ pub(super) trait World: Sync {
     fn leftovers(&self) -> Vec<String>;
 }
 
+/// Comes between the clients of a world and what they get there.
+pub(super) trait Between: Sync {
+    fn world(&self) -> &dyn World;
+    /// [`World::ask`].
+    fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, timeout: Duration) -> Got;
+    /// [`World::open`].
+    fn open(
+        &self,
+        from: (&Place, u16),
+        to: SocketAddr,
+        protocol: Protocol,
+        timeout: Duration,
+    ) -> Result<Box<dyn Live>, Got>;
+    /// [`World::leftovers`].
+    fn leftovers(&self) -> Vec<String> {
+        self.world().leftovers()
+    }
+}
+
+impl<B: Between> World for B {
+    fn simulated(&self) -> bool {
+        self.world().simulated()
+    }
+
+    fn families(&self) -> &[IpFamily] {
+        self.world().families()
+    }
+
+    fn protocols(&self) -> &[Protocol] {
+        self.world().protocols()
+    }
+
+    fn start(&self) -> Result<Arc<dyn Datapath>, DatapathError> {
+        self.world().start()
+    }
+
+    fn address(&self, place: &Place, family: IpFamily) -> Result<IpAddr, String> {
+        self.world().address(place, family)
+    }
+
+    fn ask(&self, from: &Place, to: SocketAddr, protocol: Protocol, timeout: Duration) -> Got {
+        Between::ask(self, from, to, protocol, timeout)
+    }
+
+    fn open(
+        &self,
+        from: (&Place, u16),
+        to: SocketAddr,
+        protocol: Protocol,
+        timeout: Duration,
+    ) -> Result<Box<dyn Live>, Got> {
+        Between::open(self, from, to, protocol, timeout)
+    }
+
+    fn narrow(&self, node: Node, to: &Place, mtu: u32) -> Result<Option<Box<dyn Narrow>>, String> {
+        self.world().narrow(node, to, mtu)
+    }
+
+    fn wait(&self, time: Duration) {
+        self.world().wait(time);
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        Between::leftovers(self)
+    }
+}
+
 /// Packets are described, and a [`MemoryDatapath`] says where they go.
 pub(super) struct Simulation<F> {
     start: F,
