@@ -54,7 +54,7 @@ pub(crate) struct Engine {
     /// Families that cannot have one.
     no_canary: BTreeSet<IpFamily>,
     closed: bool,
-    /// Whether somebody else had set `route_localnet`: then it stays.
+    /// Whether somebody else had set `route_localnet`: then it stays. Later runs know it by a chain.
     localnet_is_foreign: Cell<bool>,
 }
 
@@ -362,7 +362,8 @@ impl Engine {
                 {
                     return Err(left);
                 }
-                self.remove_canary(tools)?;
+                canary::take_away(tools, &self.context.names.canary)?;
+                canary::take_away(tools, &self.context.names.localnet_stays)?;
                 Ok(saved.referenced_by_others())
             });
             match removed {

@@ -79,6 +79,8 @@ pub(crate) struct Names {
     pub(crate) localnet: ChainName,
     /// In the table mangle, and empty: gone when somebody flushed the tables.
     pub(crate) canary: ChainName,
+    /// In the table mangle, and empty: there while `route_localnet` is on that somebody else had set.
+    pub(crate) localnet_stays: ChainName,
     /// Never jumped to: its comments hold what [`crate::read`] needs and no rule shows.
     pub(crate) state: ChainName,
 }
@@ -97,6 +99,7 @@ impl Names {
             no_port: name("NO-PORT"),
             localnet: name("LOCALNET"),
             canary: name("CANARY"),
+            localnet_stays: name("LOCALNET-STAYS"),
             state: name("STATE"),
         }
     }

@@ -147,6 +147,30 @@ fn route_localnet_stays_where_others_need_it() {
     block_on(datapath.replace(table(&world, 1, &["b1"], true))).unwrap();
     block_on(datapath.close(Close::Remove)).unwrap();
     assert_eq!(route_localnet(&world), "1");
+    // A later run knows it, too, by either way to the end.
+    let marked = || world.run("iptables-nft-save", &["-t", "mangle"]).contains(":KUBE-LOCALNET-STAYS ");
+    for loopback in [true, false] {
+        let first = world.start();
+        block_on(first.replace(table(&world, 1, &["b1"], true))).unwrap();
+        assert!(marked());
+        block_on(first.close(Close::Keep)).unwrap();
+        let second = world.start();
+        block_on(second.replace(table(&world, 1, &["b1"], true))).unwrap();
+        block_on(second.replace(table(&world, 2, &["b1"], loopback))).unwrap();
+        assert_eq!((route_localnet(&world).as_str(), marked()), ("1", loopback));
+        block_on(second.close(Close::Remove)).unwrap();
+        assert_eq!((route_localnet(&world).as_str(), marked()), ("1", false));
+    }
+    // One that was killed left its mark, and whoever had set it took it back meanwhile.
+    let killed = world.start();
+    block_on(killed.replace(table(&world, 1, &["b1"], true))).unwrap();
+    block_on(killed.close(Close::Keep)).unwrap();
+    world.run("sh", &["-c", &format!("echo 0 >{SYSCTL}")]);
+    let datapath = world.start();
+    block_on(datapath.replace(table(&world, 1, &["b1"], true))).unwrap();
+    assert!(!marked());
+    block_on(datapath.close(Close::Remove)).unwrap();
+    assert_eq!(route_localnet(&world), "0");
     world.run("sh", &["-c", &format!("echo 0 >{SYSCTL}")]);
     // The successor's: of the other variant, and of a restart.
     let first = world.start();

@@ -1,4 +1,5 @@
-//! A chain that is there as long as nobody flushed the tables, and is cheap to look for.
+//! Empty chains that say something by being there: one that nobody flushed the tables, as long as it is there, and is
+//! cheap to look for; and what a later run must know.
 
 use kubenet_core::{
     datapath::{DatapathError, ErrorKind},
@@ -6,14 +7,35 @@ use kubenet_core::{
 };
 
 use super::Engine;
-use crate::{exec::Tools, rule::ChainName};
+use crate::{
+    exec::{ExecError, Tools},
+    rule::ChainName,
+};
 
 /// A table that holds few rules, and none of ours.
 const TABLE: &str = "mangle";
 
-fn made(chain: &ChainName, delete: bool) -> String {
-    let delete = if delete { format!("-X {chain}\n") } else { String::new() };
-    format!("*{TABLE}\n:{chain} - [0:0]\n{delete}COMMIT\n")
+/// Makes the chain, where there is none.
+pub(super) fn put(tools: &Tools, chain: &ChainName) -> Result<(), ExecError> {
+    tools.restore(&format!("*{TABLE}\n:{chain} - [0:0]\nCOMMIT\n"))
+}
+
+/// Takes the chain away, where there is one.
+pub(super) fn take_away(tools: &Tools, chain: &ChainName) -> Result<(), ExecError> {
+    // Asking the legacy programs for a table makes the kernel create it.
+    if is_there(tools, chain)? {
+        tools.restore(&format!("*{TABLE}\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n"))
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) fn is_there(tools: &Tools, chain: &ChainName) -> Result<bool, ExecError> {
+    if !tools.has_table(TABLE) {
+        return Ok(false);
+    }
+    let declared = format!(":{chain} ");
+    Ok(tools.save_table(TABLE)?.lines().any(|line| line.starts_with(&declared)))
 }
 
 impl Engine {
@@ -25,7 +47,7 @@ impl Engine {
             if self.canaries.contains(&family) || self.no_canary.contains(&family) {
                 continue;
             }
-            match tools.restore(&made(&self.context.names.canary, false)) {
+            match put(tools, &self.context.names.canary) {
                 Ok(()) => self.canaries.extend([family]),
                 Err(error) => {
                     tracing::info!(%family, %error, "no canary: a flush is found by audits only");
@@ -34,20 +56,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// Takes a family's canary away, where there is one.
-    pub(super) fn remove_canary(&self, tools: &Tools) -> Result<(), crate::exec::ExecError> {
-        // Asking the legacy programs for a table makes the kernel create it.
-        if self.has_canary(tools)? { tools.restore(&made(&self.context.names.canary, true)) } else { Ok(()) }
-    }
-
-    fn has_canary(&self, tools: &Tools) -> Result<bool, crate::exec::ExecError> {
-        if !tools.has_table(TABLE) {
-            return Ok(false);
-        }
-        let declared = format!(":{} ", self.context.names.canary);
-        Ok(tools.save_table(TABLE)?.lines().any(|line| line.starts_with(&declared)))
     }
 
     /// Whether the canaries of all families are there.
@@ -68,7 +76,9 @@ impl Engine {
             return Err(self.error(OPERATION, kind, message));
         }
         for tools in &self.tools {
-            if !self.has_canary(tools).map_err(|error| self.exec_error(OPERATION, tools.family, error))? {
+            if !is_there(tools, &self.context.names.canary)
+                .map_err(|error| self.exec_error(OPERATION, tools.family, error))?
+            {
                 // Whoever took it may have taken more: look before the next update, and set it anew.
                 self.unsure.extend([tools.family]);
                 self.canaries.remove(&tools.family);

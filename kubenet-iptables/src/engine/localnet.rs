@@ -11,7 +11,7 @@ use kubenet_core::{
     route::NodeRouting,
 };
 
-use super::Engine;
+use super::{Engine, canary};
 use crate::{
     exec::{ExecError, Tools},
     probe::legacy_table_exists,
@@ -59,9 +59,8 @@ impl Engine {
         operation: &'static str,
         node: &NodeRouting,
     ) -> Result<(), DatapathError> {
-        if self.tools_of(IpFamily::V4).is_none() {
-            return Ok(());
-        }
+        let Some(tools) = self.tools_of(IpFamily::V4) else { return Ok(()) };
+        let stays = &self.context.names.localnet_stays;
         let exec_error = |error| self.exec_error(operation, IpFamily::V4, error);
         if node.loopback_node_ports.is_empty() {
             return self.close_localnet().map_err(exec_error);
@@ -70,8 +69,15 @@ impl Engine {
         if !is_on().map_err(|source| self.localnet_error(operation, source))? {
             let opened = fs::OpenOptions::new().write(true).open(FILE);
             opened.map_err(|source| self.localnet_error(operation, source))?;
+            if !served {
+                // Of a run that was killed; whoever set it before that has taken it back.
+                canary::take_away(tools, stays).map_err(exec_error)?;
+            }
         } else if !served && !self.is_guarded(None).map_err(exec_error)? {
             self.localnet_is_foreign.set(true);
+            if let Err(error) = canary::put(tools, stays) {
+                tracing::info!(%error, "a later run will not know that {NAME} was set before");
+            }
         }
         Ok(())
     }
@@ -104,8 +110,11 @@ impl Engine {
         };
         let ours = self.context.names.localnet.as_ref();
         let has_ours = tools.save()?.lines().any(|line| line.starts_with(&format!(":{ours} ")));
-        if !has_ours || self.localnet_is_foreign.take() || self.is_guarded(Some(ours))? {
-            return Ok(());
+        let stays = &self.context.names.localnet_stays;
+        // What an earlier run found, too.
+        let is_foreign = self.localnet_is_foreign.take() | canary::is_there(tools, stays)?;
+        if !has_ours || is_foreign || self.is_guarded(Some(ours))? {
+            return canary::take_away(tools, stays);
         }
         set(false).map_err(|source| {
             let message =
