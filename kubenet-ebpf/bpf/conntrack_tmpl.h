@@ -135,6 +135,25 @@ static __always_inline enum flow F(ct_check_reply)(const struct packet *pkt,
 }
 
 /*
+ * Whether the frontend has the flow's backend for it still. That is looked up when
+ * the frontend has lost one since. Apart, as few packets do.
+ */
+static __noinline bool F(ct_may_keep)(const struct F(tuple) *tuple,
+				      struct F(conntrack) *ct,
+				      const struct service *service,
+				      __u32 ifindex)
+{
+	bool outside = F(origin)(tuple, ifindex) == SVC_MASQ_OUTSIDE;
+	struct choice choice = {};
+
+	F(choice)(&choice, service, outside, tuple);
+	if (!choice.count || !may_choose(&choice, ct->backend))
+		return false;
+	ct->flags = (ct->flags & ~SVC_CUTS) | (service->flags & SVC_CUTS);
+	return true;
+}
+
+/*
  * Whether a packet from a client may stay with its backend. An established
  * connection does so until it ends; a new connection or a datagram only while the
  * frontend is the same Service's and admits it, and the backend is in use.
@@ -143,8 +162,7 @@ static __always_inline enum flow F(ct_check_reply)(const struct packet *pkt,
  */
 static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 					   const struct F(tuple) *tuple,
-					   const struct F(conntrack) *ct,
-					   __u32 now)
+					   struct F(conntrack) *ct, __u32 now)
 {
 	const struct F(backend) *backend;
 	const struct F(conntrack) *peer;
@@ -160,6 +178,9 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 		return false;
 	backend = F(live_backend)(ct->backend, ct->generation);
 	if (!backend)
+		return false;
+	if ((ct->flags ^ service->flags) & SVC_CUTS &&
+	    !F(ct_may_keep)(tuple, ct, service, pkt->ifindex))
 		return false;
 	cfg = get_config();
 	draining = cfg && cfg->flags & CONFIG_DRAINING;

@@ -5,23 +5,6 @@
 #define SNAT_OWN_TRIES 12
 #define SNAT_TRIES 16
 
-/*
- * Where a flow comes from, as the flag that says whether such flows are
- * masqueraded. NodeRouting::origin() of kubenet-core is the same rule.
- */
-static __noinline __u32 F(origin)(const struct F(tuple) *tuple, __u32 ifindex)
-{
-	struct F(lpm) pod = { .prefix_len = 8 * sizeof(pod.addr) };
-
-	if (bpf_map_lookup_elem(&F(node_addrs), &tuple->saddr))
-		return SVC_MASQ_NODE;
-	copy(pod.addr, tuple->saddr);
-	if (bpf_map_lookup_elem(&F(pod_cidrs), &pod) ||
-	    bpf_map_lookup_elem(&pod_interfaces, &ifindex))
-		return SVC_MASQ_PODS;
-	return SVC_MASQ_OUTSIDE;
-}
-
 /* Makes the flow come from this node, with a random port that is free. */
 static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 					  struct F(tuple) *target,
@@ -143,6 +126,7 @@ static __noinline int F(new_flow)(struct packet *pkt,
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->service = service->id;
 	flow->service_generation = service_generation(service->id);
+	flow->flags = service->flags & SVC_CUTS;
 	flow->last_seen = now_ticks();
 	if (!F(admits)(service, tuple))
 		return drop(METRIC_DROP_SOURCE_RANGE);

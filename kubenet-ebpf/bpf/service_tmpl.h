@@ -56,7 +56,24 @@ static __always_inline bool F(admits)(const struct service *service,
 	       F(in_source_range)(service, client);
 }
 
-/* What a flow of this client picks from; it must not be empty. */
+/*
+ * Where a flow comes from, as the flag that says whether such flows are
+ * masqueraded. NodeRouting::origin() of kubenet-core is the same rule.
+ */
+static __noinline __u32 F(origin)(const struct F(tuple) *tuple, __u32 ifindex)
+{
+	struct F(lpm) pod = { .prefix_len = 8 * sizeof(pod.addr) };
+
+	if (bpf_map_lookup_elem(&F(node_addrs), &tuple->saddr))
+		return SVC_MASQ_NODE;
+	copy(pod.addr, tuple->saddr);
+	if (bpf_map_lookup_elem(&F(pod_cidrs), &pod) ||
+	    bpf_map_lookup_elem(&pod_interfaces, &ifindex))
+		return SVC_MASQ_PODS;
+	return SVC_MASQ_OUTSIDE;
+}
+
+/* What a flow of this client picks from. None may be picked from an empty set. */
 static __always_inline void F(choice)(struct choice *choice,
 				      const struct service *service,
 				      bool outside,

@@ -15,10 +15,10 @@ static __always_inline void F(sock_key)(struct F(socket_key) *to, __u64 cookie,
 	to->pad = kind;
 }
 
-/* The backend that this socket was given for `dialled` before. */
+/* The backend that this socket was given for `dialled` before, if it may keep it. */
 static __always_inline const struct F(backend) *F(sock_sticky)(
 	const struct F(socket_key) *dialled, const struct service *service,
-	__u32 *id)
+	const struct choice *choice, __u32 *id)
 {
 	const struct F(backend) *backend;
 	const struct F(socket_peer) *peer;
@@ -29,6 +29,9 @@ static __always_inline const struct F(backend) *F(sock_sticky)(
 	*id = peer->backend;
 	backend = F(live_backend)(peer->backend, peer->generation);
 	if (!backend || backend->flags & BACKEND_TERMINATING)
+		return NULL;
+	if (peer->cuts != service->flags >> SVC_CUTS_SHIFT &&
+	    (!choice->count || !may_choose(choice, *id)))
 		return NULL;
 	return backend;
 }
@@ -130,10 +133,13 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	copy(peer.addr, key->addr);
 	peer.port = key->port;
 	peer.service = service->id;
+	peer.cuts = service->flags >> SVC_CUTS_SHIFT;
 
+	F(choice)(&choice, service, false, &client);
 	if (sticky) {
 		F(sock_key)(&socket, cookie, key, PEER_DIALLED);
-		backend = F(sock_sticky)(&socket, service, &peer.backend);
+		backend = F(sock_sticky)(&socket, service, &choice,
+					 &peer.backend);
 	}
 	if (!backend && !service->internal_count) {
 		/*
@@ -157,7 +163,6 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		return sock_refuse(ECONNREFUSED);
 	}
 	known = backend;
-	F(choice)(&choice, service, false, &client);
 	if (!backend && service->affinity)
 		choice.fixed = F(stick)(&client, service, &choice);
 	/* The second try is for a range that was just being replaced. */

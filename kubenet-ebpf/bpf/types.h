@@ -62,6 +62,12 @@ struct service_key6 {
 #define SVC_SOURCE_RANGES	0x100
 /* ...and this node. */
 #define SVC_SOURCE_NODE		0x200
+/*
+ * How often this frontend of UDP lost a backend, which others may have still. A
+ * flow has the number among its own flags that it was last looked at with.
+ */
+#define SVC_CUTS_SHIFT		16
+#define SVC_CUTS		0xffff0000
 
 struct service {
 	__u32 internal_base;	/* first slot for flows from pods and this node */
@@ -318,7 +324,7 @@ struct socket_key6 {
 struct socket_peer4 {
 	__be32 addr;		/* what the application dialled */
 	__be16 port;
-	__u16 pad;
+	__u16 cuts;		/* SVC_CUTS, as a flow keeps it */
 	__u32 service;
 	__u32 backend;
 	__u32 generation;
@@ -327,7 +333,7 @@ struct socket_peer4 {
 struct socket_peer6 {
 	__be32 addr[4];
 	__be16 port;
-	__u16 pad;
+	__u16 cuts;
 	__u32 service;
 	__u32 backend;
 	__u32 generation;

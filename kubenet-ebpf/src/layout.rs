@@ -21,6 +21,9 @@ pub(crate) const SVC_MAGLEV: u32 = 0x40;
 pub(crate) const SVC_LISTED: u32 = 0x80;
 pub(crate) const SVC_SOURCE_RANGES: u32 = 0x100;
 pub(crate) const SVC_SOURCE_NODE: u32 = 0x200;
+pub(crate) const SVC_CUTS_SHIFT: u32 = 16;
+#[cfg(test)]
+pub(crate) const SVC_CUTS: u32 = 0xffff << SVC_CUTS_SHIFT;
 
 pub(crate) const BACKEND_ALIVE: u16 = 0x01;
 pub(crate) const BACKEND_LOCAL: u16 = 0x02;
@@ -100,16 +103,11 @@ impl From<Addr6> for IpAddr {
 pub(crate) trait Address:
     Pod + Default + Eq + std::hash::Hash + std::fmt::Debug + Into<IpAddr>
 {
-    type SocketKey: SocketKey;
 }
 
-impl Address for Addr4 {
-    type SocketKey = SocketKey4;
-}
+impl Address for Addr4 {}
 
-impl Address for Addr6 {
-    type SocketKey = SocketKey6;
-}
+impl Address for Addr6 {}
 
 /// `struct service_key4` and `service_key6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -359,60 +357,6 @@ impl Config {
     }
 }
 
-/// Key of the map that knows what a socket dialled.
-pub(crate) trait SocketKey: Pod + Default {
-    /// Whether the address in it is what was dialled, not the backend.
-    fn is_dialled(&self) -> bool;
-}
-
-/// `struct socket_key4`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct SocketKey4 {
-    pub(crate) cookie: u64,
-    pub(crate) addr: Addr4,
-    pub(crate) port: Be16,
-    /// `PEER_*` of `bpf/sockets.h`; the field `pad` there.
-    pub(crate) kind: u16,
-}
-
-/// `struct socket_key6`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct SocketKey6 {
-    pub(crate) cookie: u64,
-    pub(crate) addr: Addr6,
-    pub(crate) port: Be16,
-    pub(crate) kind: u16,
-    pub(crate) pad: u32,
-}
-
-const PEER_DIALLED: u16 = 1;
-
-impl SocketKey for SocketKey4 {
-    fn is_dialled(&self) -> bool {
-        self.kind == PEER_DIALLED
-    }
-}
-
-impl SocketKey for SocketKey6 {
-    fn is_dialled(&self) -> bool {
-        self.kind == PEER_DIALLED
-    }
-}
-
-/// `struct socket_peer4` and `socket_peer6`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct SocketPeer<A> {
-    pub(crate) addr: A,
-    pub(crate) port: Be16,
-    pub(crate) pad: u16,
-    pub(crate) service: u32,
-    pub(crate) backend: u32,
-    pub(crate) generation: u32,
-}
-
 /// `struct socket_flow`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -463,9 +407,6 @@ unsafe impl<A: Address> Pod for SourceRange<A> {}
 unsafe impl Pod for Config {}
 unsafe impl Pod for XdpDevices {}
 unsafe impl Pod for ServiceName {}
-unsafe impl Pod for SocketKey4 {}
-unsafe impl Pod for SocketKey6 {}
-unsafe impl<A: Address> Pod for SocketPeer<A> {}
 unsafe impl Pod for SocketFlow {}
 
 // The sizes are the sums of the fields: no padding hides anywhere.
@@ -489,10 +430,6 @@ const _: () = {
     assert!(size_of::<SourceRange<Addr6>>() == 4 + 16);
     assert!(size_of::<Config>() == 4 + 4 + 2 * 16 + 8 + 4 * 2 + 16);
     assert!(size_of::<XdpDevices>() == XDP_DEVICES * (4 + 6 + 2));
-    assert!(size_of::<SocketKey4>() == 8 + 4 + 2 + 2);
-    assert!(size_of::<SocketKey6>() == 8 + 16 + 2 + 2 + 4);
-    assert!(size_of::<SocketPeer<Addr4>>() == 4 + 2 + 2 + 3 * 4);
-    assert!(size_of::<SocketPeer<Addr6>>() == 16 + 2 + 2 + 3 * 4);
     assert!(size_of::<SocketFlow>() == 2 * 16 + 2 * 2 + 4);
     assert!(size_of::<ServiceName>() == 4 + SERVICE_NAME_TEXT);
 };

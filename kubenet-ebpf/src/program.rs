@@ -4,7 +4,7 @@
 //! switches the packets over at once; then the cluster IPs that are new, as their other ports are refused from then
 //! on; then the frontends that go; then what nothing refers to any more.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use kubenet_core::{
@@ -19,7 +19,7 @@ use crate::{
     layout,
     names::encode_name,
     rest::Now,
-    state::{Move, Plan, Retired, Staged, StaleFlows, State, cluster_ip},
+    state::{Move, Plan, Retired, Staged, State, cluster_ip},
 };
 
 /// Entries that could not be written or removed, by their places in what was asked for.
@@ -42,8 +42,6 @@ pub(crate) trait Tables {
     fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError>;
     fn write_services(&mut self, services: &[(Frontend, layout::Service)]) -> Failures;
     fn remove_services(&mut self, frontends: &[Frontend]) -> Failures;
-    /// Forgets UDP flows, so that their next packet picks again.
-    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError>;
     /// Waits until no packet can see anything that was replaced before. False where that is not possible.
     fn wait_grace_period(&mut self) -> bool;
 }
@@ -336,14 +334,10 @@ fn remove(
 }
 
 fn clean(state: &State, tables: &mut dyn Tables, retired: &[Retired]) {
-    let mut stale = HashSet::new();
     let (mut names, mut ips) = (Vec::new(), Vec::new());
     for item in retired {
         match *item {
             Retired::Backend(family, id) => tables.kill_backend(family, id),
-            Retired::Flows(flows) => {
-                stale.insert(flows);
-            }
             // A route that was written later may be on it.
             Retired::ClusterIp(ip) if state.is_written(ip) => {}
             Retired::ClusterIp(ip) => ips.push(ip),
@@ -363,11 +357,6 @@ fn clean(state: &State, tables: &mut dyn Tables, retired: &[Retired]) {
     for (index, error) in tables.remove_names(&names) {
         // A name that stays behind is overwritten when its id is used again.
         tracing::warn!(%error, id = names[index], "cannot remove the name of a service id");
-    }
-    if !stale.is_empty()
-        && let Err(error) = tables.cut(&stale)
-    {
-        tracing::warn!(%error, "UDP flows stay with a backend that their frontend has no more");
     }
 }
 

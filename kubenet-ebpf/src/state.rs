@@ -71,6 +71,9 @@ pub(crate) struct Programmed {
     pub(crate) port: u32,
     /// The id of its clients' choices; 0: they have none.
     pub(crate) affinity: u32,
+    /// How often UDP flows lost a backend here that others may have still: those that are there look whether it
+    /// was theirs.
+    pub(crate) cuts: u16,
     pub(crate) internal: Set,
     /// `None`: the same as `internal`.
     pub(crate) external: Option<Box<Set>>,
@@ -99,12 +102,23 @@ impl Programmed {
                 | flag(self.route.algorithm == Algorithm::Maglev, layout::SVC_MAGLEV)
                 | flag(is_listed(&self.route), layout::SVC_LISTED)
                 | flag(self.route.source_ranges.is_some(), layout::SVC_SOURCE_RANGES)
-                | flag(self.route.source_ranges.as_ref().is_some_and(|s| s.node), layout::SVC_SOURCE_NODE),
+                | flag(self.route.source_ranges.as_ref().is_some_and(|s| s.node), layout::SVC_SOURCE_NODE)
+                | u32::from(self.cuts) << layout::SVC_CUTS_SHIFT,
         }
     }
 
-    fn ids(&self) -> impl Iterator<Item = u32> {
-        self.sets().flat_map(|set| set.ids().iter().copied())
+    /// The sets of flows from inside and from outside.
+    fn both(&self) -> [&Set; 2] {
+        [&self.internal, self.external.as_deref().unwrap_or(&self.internal)]
+    }
+
+    /// Whether a flow may have a backend of this one that it may not have of the new one.
+    fn takes_away(&self, new: &Programmed) -> bool {
+        let loses = |(old, new): (&Set, &Set)| {
+            let kept: HashSet<&u32> = new.ids().iter().collect();
+            old.ids().iter().any(|id| !kept.contains(id))
+        };
+        self.both().into_iter().zip(new.both()).any(loses)
     }
 
     pub(crate) fn sets(&self) -> impl Iterator<Item = &Set> {
@@ -142,16 +156,6 @@ pub(crate) enum Retired {
     Name(u32),
     Source(u32, IpNet),
     ClusterIp(IpAddr),
-    Flows(StaleFlows),
-}
-
-/// UDP flows of a frontend to a backend that only other frontends can still pick. The programs see when a
-/// backend is gone altogether; these they cannot see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct StaleFlows {
-    pub(crate) family: IpFamily,
-    pub(crate) service: u32,
-    pub(crate) backend: u32,
 }
 
 /// What is programmed.
@@ -280,6 +284,7 @@ impl State {
                 id,
                 port: self.ports.acquire(route),
                 affinity: 0,
+                cuts: 0,
                 internal: Set::default(),
                 external: (route.internal.backends != route.external.backends).then(Box::default),
             },
@@ -336,7 +341,18 @@ impl State {
             };
             taken.map_err(Refused::Slots)?;
         }
-        self.take_sources(staged)
+        self.take_sources(staged)?;
+        self.count_cut(staged);
+        Ok(())
+    }
+
+    /// Flows of UDP see by themselves that a backend is gone altogether, and by this number that it may be.
+    fn count_cut(&self, Staged { programmed: new, .. }: &mut Staged) {
+        let frontend = &new.route.frontend;
+        if let Some(old) = self.routes.get(frontend).filter(|old| old.id == new.id) {
+            let cut = frontend.protocol == Protocol::Udp && old.takes_away(new);
+            new.cuts = old.cuts.wrapping_add(cut.into());
+        }
     }
 
     /// Room for the ranges that are not there yet.
@@ -371,10 +387,6 @@ impl State {
     pub(crate) fn commit(&mut self, staged: Staged, now: Now) -> Vec<Retired> {
         let frontend = staged.programmed.route.frontend;
         let id = staged.programmed.id;
-        let picked: HashSet<u32> = match frontend.protocol {
-            Protocol::Udp => staged.programmed.ids().collect(),
-            _ => HashSet::new(),
-        };
         let new = Arc::clone(&staged.programmed.route);
         let Some(old) = self.routes.insert(staged.programmed) else { return Vec::new() };
         let same_id = old.id == id;
@@ -385,12 +397,6 @@ impl State {
             old.id,
             missing(source_ranges(&old.route), kept),
         ));
-        if frontend.protocol == Protocol::Udp && same_id {
-            let family = frontend.family();
-            let left: HashSet<u32> = old.ids().filter(|id| !picked.contains(id)).collect();
-            let left = left.into_iter().filter(|id| self.backends.get(family).is_alive(*id));
-            retired.extend(left.map(|backend| Retired::Flows(StaleFlows { family, service: id, backend })));
-        }
         retired
     }
 

@@ -355,6 +355,14 @@ fn a_udp_flow_leaves_a_backend_that_left_this_frontend_only() {
     replace(&datapath, &with(&["there"], &["here"]));
     assert_eq!(on_node.ask(SOON).unwrap().backend, "here");
     assert_eq!(on_ip.ask(SOON).unwrap().backend, "there");
+    // Where the frontend has its backend still, a flow stays, whichever other one goes.
+    replace(&datapath, &with(&["there"], &["here", "there"]));
+    replace(&datapath, &with(&["there", "here"], &["here"]));
+    replace(&datapath, &with(&["there"], &["here"]));
+    for _ in 0..5 {
+        assert_eq!(on_node.ask(SOON).unwrap().backend, "here");
+        assert_eq!(on_ip.ask(SOON).unwrap().backend, "there");
+    }
 }
 
 #[test]

@@ -21,10 +21,9 @@ use crate::{
     ids::Handle,
     layout::{
         self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
-        Conntrack, Service, ServiceKey, ServiceName, SocketFlow, SocketKey, SocketPeer, SourceRange, Tuple,
-        XdpDevices,
+        Conntrack, Service, ServiceKey, ServiceName, SocketFlow, SourceRange, Tuple, XdpDevices,
     },
-    state::{StaleFlows, State},
+    state::State,
 };
 
 /// Every map of the object that user space reads or writes.
@@ -66,7 +65,6 @@ pub(crate) struct FamilyMaps<A: Address> {
     pub(crate) node_addrs: HashMap<MapData, A, u32>,
     pub(crate) pod_cidrs: LpmTrie<MapData, A, u32>,
     pub(super) source_ranges: LpmTrie<MapData, SourceRange<A>, u32>,
-    pub(super) socket_peers: HashMap<MapData, A::SocketKey, SocketPeer<A>>,
 }
 
 /// Word of `struct config` with the flags.
@@ -117,7 +115,6 @@ impl<A: Address> FamilyMaps<A> {
             node_addrs: take(source, &name("node_addrs"), HashMap::try_from)?,
             pod_cidrs: take(source, &name("pod_cidrs"), LpmTrie::try_from)?,
             source_ranges: take(source, &name("source_ranges"), LpmTrie::try_from)?,
-            socket_peers: take(source, &name("socket_peers"), HashMap::try_from)?,
         })
     }
 
@@ -185,27 +182,6 @@ impl<A: Address> FamilyMaps<A> {
             map.get(tuple, 0).is_ok_and(|now: Conntrack<A>| now.target() == entry.target())
         };
         is(&self.conntrack) || is(&self.established)
-    }
-
-    /// Forgets these UDP flows, and which backend the node's sockets had for them.
-    fn cut(&mut self, family: IpFamily, is_stale: &dyn Fn(StaleFlows) -> bool) -> Result<(), MapError> {
-        let stale = |service, backend| is_stale(StaleFlows { family, service, backend });
-        let mut tuples = Vec::new();
-        self.entries(|tuple, entry| {
-            if tuple.proto == Protocol::Udp.number() && stale(entry.service, entry.backend) {
-                tuples.push(tuple);
-            }
-        })?;
-        let mut sockets = Vec::new();
-        sys::for_each(self.socket_peers.map().fd().as_fd(), |key: A::SocketKey, peer: SocketPeer<A>| {
-            if key.is_dialled() && stale(peer.service, peer.backend) {
-                sockets.push(key);
-            }
-        })?;
-        // The copies first, or a packet takes one back.
-        tuples.iter().try_for_each(|tuple| deleted(self.established.remove(tuple)))?;
-        tuples.iter().try_for_each(|tuple| deleted(self.conntrack.remove(tuple)))?;
-        sockets.iter().try_for_each(|key| deleted(self.socket_peers.remove(key)))
     }
 
     pub(super) fn write_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
@@ -355,19 +331,6 @@ impl Maps {
             snapshot.sources.entry(id).or_default().insert(cidr);
         }
         Ok(snapshot)
-    }
-
-    /// Forgets the UDP flows of a family that are stale.
-    pub(crate) fn cut_if(
-        &mut self,
-        family: IpFamily,
-        is_stale: &dyn Fn(StaleFlows) -> bool,
-    ) -> Result<(), DatapathError> {
-        let (map, result) = match family {
-            IpFamily::V4 => ("conntrack4", self.v4.cut(family, is_stale)),
-            IpFamily::V6 => ("conntrack6", self.v6.cut(family, is_stale)),
-        };
-        result.map_err(|e| self.failed(map, "connections", e))
     }
 
     /// The process before may have ended before it said that an id is nobody's.

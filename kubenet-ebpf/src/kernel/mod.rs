@@ -288,10 +288,6 @@ impl Engine {
         let result = settle::before(&self.state, &mut self.maps, leftovers, snapshot).and_then(|()| {
             let outcome = self.program(operation, work);
             let removed = settle::after(&self.state, &mut self.maps, leftovers, snapshot)?;
-            let is_stale = self.state.stale_flows();
-            for family in IpFamily::ALL {
-                self.maps.cut_if(family, &is_stale)?;
-            }
             tracing::info!(
                 upserted = outcome.upserted,
                 removed = outcome.removed,

@@ -1,6 +1,6 @@
 //! Routes are written to the maps.
 
-use std::{collections::HashSet, net::IpAddr, os::fd::AsFd};
+use std::{net::IpAddr, os::fd::AsFd};
 
 use aya::{
     Pod,
@@ -21,7 +21,6 @@ use crate::{
     ids::Handle,
     layout::{Addr4, Addr6, Service, ServiceKey, ServiceName},
     program::{Failures, Tables},
-    state::StaleFlows,
 };
 
 impl Tables for Maps {
@@ -106,15 +105,6 @@ impl Tables for Maps {
         let (v4, v6) = by_key(frontends.iter().map(|frontend| (*frontend, ())));
         let failed = (v4.delete(&mut self.v4.services), v6.delete(&mut self.v6.services));
         self.failures([("services4", failed.0), ("services6", failed.1)], "services")
-    }
-
-    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
-        for family in IpFamily::ALL {
-            if flows.iter().any(|f| f.family == family) {
-                self.cut_if(family, &|flow| flows.contains(&flow))?;
-            }
-        }
-        Ok(())
     }
 
     fn wait_grace_period(&mut self) -> bool {

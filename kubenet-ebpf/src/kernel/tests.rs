@@ -7,7 +7,6 @@ use std::{net::IpAddr, sync::Arc};
 use super::{start::snat_slice, *};
 use crate::{
     EbpfBuilder,
-    layout::{Conntrack, Tuple},
     program::{Tables, done},
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
@@ -52,25 +51,6 @@ fn engine(sizes: MapSizes) -> Option<(Engine, BoxStream<'static, DatapathEvent>)
         }
         Err(e) => panic!("{e}"),
     }
-}
-
-#[test]
-fn a_cut_takes_the_copies_of_flows_that_last_with_them() {
-    let Some((mut engine, _)) = engine(MapSizes::default()) else { return };
-    let tuple = |port: u16| Tuple { sport: port.into(), proto: Protocol::Udp.number(), ..Tuple::default() };
-    let entry = |service| Conntrack { service, ..Conntrack::default() };
-    let maps = &mut engine.maps;
-    for (port, service) in [(1, 7), (2, 8)] {
-        maps.v4.conntrack.insert(tuple(port), entry(service), 0).unwrap();
-        maps.v4.established.insert(tuple(port), entry(service), 0).unwrap();
-    }
-    // These were pushed out.
-    maps.v4.established.insert(tuple(3), entry(7), 0).unwrap();
-    maps.v4.established.insert(tuple(4), entry(8), 0).unwrap();
-    maps.cut_if(IpFamily::V4, &|flow| flow.service == 7).unwrap();
-    let mut left: Vec<u16> = maps.v4.flows().unwrap().keys().map(|tuple| tuple.sport.into()).collect();
-    left.sort_unstable();
-    assert_eq!(left, [2, 4]);
 }
 
 fn routes(count: u32, backends: u8) -> Vec<Arc<Route>> {

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     num::NonZeroU16,
     time::Duration,
 };
@@ -111,6 +111,7 @@ fn view_of(route: &Route) -> (Seen, Seen, u32, BTreeSet<IpNet>) {
         id: 1,
         port: 0,
         affinity: 0,
+        cuts: 0,
         internal: Default::default(),
         external: None,
     };
@@ -342,23 +343,47 @@ fn what_a_table_must_not_hold_fails_by_name() {
 }
 
 #[test]
-fn udp_flows_are_cut_when_a_backend_leaves_one_of_the_frontends_that_share_it() {
+fn udp_flows_look_again_when_a_backend_leaves_their_frontend_and_at_no_other_change() {
     let mut state = State::new(MapSizes::default());
     let mut memory = Memory::new(MapSizes::default());
-    let udp = |port: u16, backends: u8| {
-        let mut route = Route::clone(&route_with(port, backends));
-        route.frontend.protocol = Protocol::Udp;
+    let with = |protocol, port: u16, backends: &[u8], outside: &[u8]| {
+        let target = |backends: &[u8]| {
+            let all = route_with(port, 9).internal.backends.to_vec();
+            let backends = backends.iter().map(|n| all[usize::from(*n)]).collect();
+            Target { backends, when_empty: WhenEmpty::Reject }
+        };
+        let mut route = Route::clone(&route_with(port, 0));
+        (route.internal, route.external) = (target(backends), target(outside));
+        route.frontend.protocol = protocol;
         Arc::new(route)
     };
-    apply(&mut state, &mut memory, &table(vec![udp(1, 2), udp(2, 2)]), Duration::ZERO);
-    assert_eq!(memory.cut, []);
-    apply(&mut state, &mut memory, &table(vec![udp(1, 2), udp(2, 1)]), Duration::ZERO);
-    let service = memory.services[&udp(2, 1).frontend].id;
-    let [cut] = memory.cut[..] else { panic!("{:?}", memory.cut) };
-    assert_eq!((cut.family, cut.service), (IpFamily::V4, service));
-    let (_, backend, _) = memory.backends[&(IpFamily::V4, cut.backend)];
-    assert_eq!(backend.address, IpAddr::from([10, 244, 0, 2]));
-    // Gone altogether: the programs see that themselves.
-    apply(&mut state, &mut memory, &table(vec![udp(1, 1), udp(2, 1)]), Duration::ZERO);
-    assert_eq!(memory.cut.len(), 1);
+    for (protocol, counts) in [(Protocol::Udp, [0, 0, 1, 1, 2, 3]), (Protocol::Tcp, [0; 6])] {
+        let other = with(protocol, 1, &[1, 2, 3], &[1, 2, 3]);
+        // Each loses nothing of what the one before had, or something for flows from inside or from outside.
+        let sets: [(&[u8], &[u8]); 6] = [
+            (&[1, 2], &[1, 2]),
+            (&[1, 2, 3], &[1, 2, 3]),
+            (&[1, 3], &[1, 3]),
+            (&[1, 2, 3], &[1, 3]),
+            (&[1], &[1, 3]),
+            (&[1], &[1]),
+        ];
+        for ((inside, outside), count) in sets.into_iter().zip(counts) {
+            let one = with(protocol, 2, inside, outside);
+            apply(
+                &mut state,
+                &mut memory,
+                &table(vec![Arc::clone(&other), Arc::clone(&one)]),
+                Duration::ZERO,
+            );
+            let cuts = |route: &Route| memory.services[&route.frontend].flags >> layout::SVC_CUTS_SHIFT;
+            assert_eq!((cuts(&other), cuts(&one)), (0, count), "{protocol}: {inside:?}, {outside:?}");
+        }
+        // The next process counts on.
+        let snapshot = memory.snapshot();
+        let (adopted, leftovers) = State::adopt(memory.sizes.clone(), &snapshot, &memory);
+        assert!(leftovers.strays.is_empty());
+        let number = with(protocol, 2, &[], &[]).frontend;
+        assert_eq!(u32::from(adopted.get(&number).unwrap().cuts), counts[5]);
+    }
 }

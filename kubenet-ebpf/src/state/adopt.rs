@@ -17,13 +17,13 @@ use kubenet_core::{
     route::{Frontend, Route},
 };
 
-use super::{PerFamily, Programmed, StaleFlows, State, check, cluster_ip, source_ranges};
+use super::{PerFamily, Programmed, State, check, cluster_ip, source_ranges};
 use crate::{
     MapSizes,
     backends::Identity,
     decode::{Arrays, Decoded, Snapshot},
     ids::Ids,
-    layout::{SVC_LISTED, Service},
+    layout::{SVC_CUTS_SHIFT, SVC_LISTED, Service},
     rest::Now,
     sets::Set,
     slots::Range,
@@ -126,6 +126,7 @@ impl State {
             id: service.id,
             port,
             affinity: service.affinity,
+            cuts: (service.flags >> SVC_CUTS_SHIFT) as u16,
             internal: Set::default(),
             external: None,
         };
@@ -260,17 +261,6 @@ impl State {
         }
         for range in leftovers.ranges {
             self.sets.give_back_range(range, now);
-        }
-    }
-
-    /// Whether a UDP flow of this Service goes to a backend that only other Services' frontends can pick.
-    pub(crate) fn stale_flows(&self) -> impl Fn(StaleFlows) -> bool + use<> {
-        let picks: HashMap<(IpFamily, u32), BTreeSet<u32>> = self
-            .routes()
-            .map(|p| ((p.route.frontend.family(), p.id), p.ids().collect::<BTreeSet<u32>>()))
-            .collect();
-        move |flows: StaleFlows| {
-            picks.get(&(flows.family, flows.service)).is_some_and(|ids| !ids.contains(&flows.backend))
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kubenet_core::route::Frontend;
+use kubenet_core::{model::Protocol, route::Frontend};
 
 use super::{Programmed, State};
 use crate::{layout, rest::Now, sets::Set, slots::Range};
@@ -91,8 +91,10 @@ impl State {
                     frontend: programmed.route.frontend,
                     external,
                     alone: self.sets.is_alone(set),
-                    // Clients that stay are looked for among ids in order.
-                    slides: set.is_plain() && programmed.route.affinity.is_none(),
+                    // Clients that stay, and UDP flows, look for theirs among ids in order.
+                    slides: set.is_plain()
+                        && programmed.route.affinity.is_none()
+                        && programmed.route.frontend.protocol != Protocol::Udp,
                 };
                 if set.range.count > 0 && holders.insert(set.range.base, holder).is_some() {
                     shared.insert(set.range.base);

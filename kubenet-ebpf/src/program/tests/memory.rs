@@ -26,7 +26,6 @@ pub(super) struct Memory {
     /// Frontends of the new table that had no entry yet when the rest of their cluster IP was refused.
     pub(super) refused: Vec<Frontend>,
     pub(super) grace_periods: usize,
-    pub(super) cut: Vec<StaleFlows>,
     /// What entries of `services` showed that were replaced or removed since the last grace period: packets may
     /// still go on with them.
     pub(super) old: Vec<(Frontend, layout::Service, [Vec<Backend>; 2])>,
@@ -56,7 +55,6 @@ impl Memory {
             allowed: Default::default(),
             refused: Vec::new(),
             grace_periods: 0,
-            cut: Vec::new(),
             old: Vec::new(),
             no_memory: false,
             handed_out: BTreeSet::new(),
@@ -125,7 +123,7 @@ impl Memory {
                 let internal = self.set(frontend, s.internal_base, s.internal_count);
                 let external = self.set(frontend, s.external_base, s.external_count);
                 let sources = self.sources.iter().filter(|(id, _)| *id == s.id).map(|(_, cidr)| *cidr);
-                (*frontend, (internal, external, s.flags, sources.collect()))
+                (*frontend, (internal, external, s.flags & !layout::SVC_CUTS, sources.collect()))
             })
             .collect()
     }
@@ -291,12 +289,6 @@ impl Tables for Memory {
             self.services.remove(frontend);
         }
         Vec::new()
-    }
-
-    fn cut(&mut self, flows: &HashSet<StaleFlows>) -> Result<(), DatapathError> {
-        self.write();
-        self.cut.extend(flows.iter().copied());
-        Ok(())
     }
 
     fn wait_grace_period(&mut self) -> bool {
