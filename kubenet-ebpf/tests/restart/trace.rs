@@ -115,11 +115,11 @@ pub(crate) fn kill_before(
             }
             WaitStatus::Stopped(at, signal) => go_on(at, Some(signal)),
             WaitStatus::Signaled(at, Signal::SIGKILL, _) if at == process => {
-                traced.is_gone();
+                traced.expect_gone();
                 return Some(End::Killed);
             }
             WaitStatus::Exited(at, 0) if at == process => {
-                traced.is_gone();
+                traced.expect_gone();
                 return Some(End::Finished(seen));
             }
             end @ (WaitStatus::Exited(at, _) | WaitStatus::Signaled(at, ..)) => {
@@ -135,7 +135,7 @@ pub(crate) fn kill_before(
 struct Traced(Pid);
 
 impl Traced {
-    fn is_gone(self) {
+    fn expect_gone(self) {
         std::mem::forget(self);
     }
 }
