@@ -287,7 +287,9 @@ impl EbpfBuilder {
     /// A device that cannot have it goes without, and TC serves it: when its driver has no native XDP, when an XDP
     /// program of somebody else hangs there, or when there are VLANs on it. A
     /// [`DatapathEvent::Drift`](kubenet_core::datapath::DatapathEvent::Drift) names the device, the reason and the
-    /// remedy; each [`replace`](kubenet_core::datapath::Datapath::replace) tries again.
+    /// remedy; each [`replace`](kubenet_core::datapath::Datapath::replace) tries again. VLANs that come later are found
+    /// by [`is_intact`](kubenet_core::datapath::Datapath::is_intact) and audits, until which the XDP program serves
+    /// their packets, too, where the device takes off the tags.
     #[must_use]
     pub fn xdp(mut self, mode: XdpMode) -> Self {
         self.hooks.xdp = mode;

@@ -303,6 +303,12 @@ impl Datapath for EbpfDatapath {
         self.run("read", Engine::read).await
     }
 
+    /// Whether the programs hang where packets are to meet them, and the XDP program nowhere else: on a device that got
+    /// VLANs it must not. Maps that somebody changed are found by [`read`](Datapath::read).
+    async fn is_intact(&self) -> Result<bool, DatapathError> {
+        self.run("is_intact", |engine| Ok(engine.is_intact())).await
+    }
+
     /// Connections are counted at once. Packets are counted with their connection, and added up when the first
     /// one comes in a new second, and when the connection is closed: those of the last second may be missing, and of
     /// a connection that is silent until its place is taken they are lost. Segments that the kernel hands on together

@@ -110,6 +110,10 @@ impl Engine {
         match *self {}
     }
 
+    pub(crate) fn is_intact(&mut self) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn drain(&mut self) -> Result<DrainStatus, DatapathError> {
         match *self {}
     }

@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     num::NonZeroU16,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
 };
 
 use kubenet_core::{
@@ -14,18 +14,15 @@ use kubenet_core::{
 };
 use nix::{
     errno::Errno,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
+    sys::socket::{MsgFlags, SockProtocol, recv},
 };
 
-use super::netlink::{HEADER, NLM_F_REQUEST, word};
+use super::netlink::{self, HEADER, NLM_F_DUMP, NLM_F_REQUEST, cut_off, word};
 use crate::layout::SocketFlow;
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 /// `TCP_ESTABLISHED`, which a UDP socket is when it is connected.
 const CONNECTED: u32 = 1 << 1;
 
@@ -75,7 +72,7 @@ impl Connected {
     /// Cuts it. False when it is gone, or connected to something else by now.
     pub(crate) fn destroy(&self) -> io::Result<bool> {
         let request = request((SOCK_DESTROY, NLM_F_ACK), self.family, &self.id);
-        let socket = open(&request)?;
+        let socket = netlink::ask(SockProtocol::NetlinkSockDiag, &request)?;
         let mut answer = vec![0; 1 << 12];
         let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         let code = answer.get(..length).and_then(|answer| answer.get(HEADER..)).and_then(word);
@@ -93,14 +90,9 @@ pub(crate) fn list() -> io::Result<Vec<Connected>> {
     let mut found = Vec::new();
     for family in [nix::libc::AF_INET as u8, nix::libc::AF_INET6 as u8] {
         let request = request((SOCK_DIAG_BY_FAMILY, NLM_F_DUMP), family, &[0; 48]);
-        let socket = open(&request)?;
-        let mut answer = vec![0; 1 << 16];
-        loop {
-            let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-            if length == 0 || parse(answer.get(..length).unwrap_or_default(), &mut found)? {
-                break;
-            }
-        }
+        netlink::dump(SockProtocol::NetlinkSockDiag, &request, SOCK_DIAG_BY_FAMILY, |message| {
+            found.extend(connected(message));
+        })?;
     }
     Ok(found)
 }
@@ -124,13 +116,6 @@ pub(crate) fn can_destroy() -> bool {
     })
 }
 
-fn open(request: &[u8]) -> io::Result<OwnedFd> {
-    let protocol = SockProtocol::NetlinkSockDiag;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-    send(socket.as_raw_fd(), request, MsgFlags::empty())?;
-    Ok(socket)
-}
-
 /// A header and `struct inet_diag_req_v2`.
 fn request((kind, flags): (u16, u16), family: u8, id: &[u8; 48]) -> Vec<u8> {
     let length = HEADER + 8 + id.len();
@@ -144,29 +129,6 @@ fn request((kind, flags): (u16, u16), family: u8, id: &[u8; 48]) -> Vec<u8> {
     request.extend(CONNECTED.to_ne_bytes());
     request.extend(id);
     request
-}
-
-fn cut_off() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the answer of netlink is cut off")
-}
-
-/// Reads a part of an answer. True when it is the last one.
-fn parse(mut answer: &[u8], found: &mut Vec<Connected>) -> io::Result<bool> {
-    while let [a, b, c, d, e, f, ..] = *answer {
-        let length = u32::from_ne_bytes([a, b, c, d]) as usize;
-        let message = answer.get(..length).filter(|m| m.len() >= HEADER).ok_or_else(cut_off)?;
-        match u16::from_ne_bytes([e, f]) {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = message.get(HEADER..).and_then(word).ok_or_else(cut_off)?.cast_signed();
-                return Err(Errno::from_raw(code.wrapping_neg()).into());
-            }
-            SOCK_DIAG_BY_FAMILY => found.extend(connected(message)),
-            _ => {}
-        }
-        answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
 }
 
 fn connected(message: &[u8]) -> Option<Connected> {
@@ -201,12 +163,6 @@ mod tests {
         message
     }
 
-    fn parsed(message: &[u8]) -> Connected {
-        let mut found = Vec::new();
-        assert!(!parse(message, &mut found).unwrap());
-        found.pop().unwrap()
-    }
-
     #[test]
     fn a_socket_says_what_it_was_given_and_by_whom() {
         let [v4, v6] = [nix::libc::AF_INET as u8, nix::libc::AF_INET6 as u8];
@@ -225,25 +181,17 @@ mod tests {
             backend: "10.244.0.7:5353".parse().unwrap(),
         };
         for (family, peer) in [(v4, &[10, 244, 0, 7][..]), (v6, &mapped(10, 244, 0, 7).octets())] {
-            let socket = parsed(&message(family, peer, 5353));
+            let socket = connected(&message(family, peer, 5353)).unwrap();
             assert_eq!((socket.cookie(), socket.given(&flow)), (1 << 32 | 7, Some(expected)));
-            let moved = parsed(&message(family, peer, 5354));
+            let moved = connected(&message(family, peer, 5354)).unwrap();
             assert_eq!(moved.given(&flow), None, "it is connected to something else");
         }
         let flow = SocketFlow { frontend: mapped(0, 0, 0, 0).into(), ..flow };
-        let given = parsed(&message(v4, &[10, 244, 0, 7], 5353)).given(&flow).unwrap();
+        let given = connected(&message(v4, &[10, 244, 0, 7], 5353)).unwrap().given(&flow).unwrap();
         assert_eq!(given.frontend, Frontend::node_port(IpFamily::V4, port, Protocol::Udp));
         let whole = message(v4, &[10, 244, 0, 7], 5353);
         for length in 0..whole.len() {
-            let _result = parse(&whole[..length], &mut Vec::new());
+            let _result = connected(&whole[..length]);
         }
-    }
-
-    #[test]
-    fn an_error_is_no_end() {
-        let mut refused = message(0, &[], 0);
-        refused[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
-        refused[HEADER..HEADER + 4].copy_from_slice(&(-95i32).to_ne_bytes());
-        assert_eq!(parse(&refused, &mut Vec::new()).unwrap_err().raw_os_error(), Some(95));
     }
 }

@@ -1,18 +1,17 @@
 //! What the kernel says of an interface. Asked by netlink: `/sys` may show another network namespace than this
 //! thread's.
 
-use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-};
+use std::{collections::BTreeSet, io, os::fd::AsRawFd};
 
 use nix::{
     errno::Errno,
-    net::if_::if_nameindex,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
+    sys::socket::{MsgFlags, SockProtocol, recv},
 };
 
-use super::netlink::{HEADER, NLM_F_REQUEST, attribute, word};
+use super::netlink::{self, HEADER, NLM_F_DUMP, NLM_F_REQUEST, attribute, cut_off, word};
+
+/// The kind of a device for one VLAN. Tests have another: the kernel that they run on may know no VLANs.
+pub(crate) const VLAN: &str = if cfg!(test) { "macvlan" } else { "vlan" };
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
@@ -25,6 +24,9 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_EXT_MASK: u16 = 29;
+const IFLA_LINK_NETNSID: u16 = 37;
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
 /// What matters here of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,78 +37,90 @@ pub(crate) struct Device {
     pub(crate) mac: Option<[u8; 6]>,
     /// Its driver has no kind of virtual device: a network card, or what a virtual machine has in its place.
     pub(crate) is_physical: bool,
-    /// The interface that a VLAN is on.
-    vlan_on: Option<u32>,
 }
 
 impl Device {
     /// The interface of this index.
     pub(crate) fn of(index: u32) -> io::Result<Self> {
-        let socket: OwnedFd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        // The header, and `struct ifinfomsg`, which is as long.
-        let mut request = Vec::with_capacity(2 * HEADER);
-        request.extend((2 * HEADER as u32).to_ne_bytes());
-        request.extend(RTM_GETLINK.to_ne_bytes());
-        request.extend(NLM_F_REQUEST.to_ne_bytes());
-        // Sequence and sender: nothing else comes to this socket. Then family and type: any.
-        request.extend([0; 12]);
-        request.extend(index.to_ne_bytes());
-        request.extend([0; 8]);
-        send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+        let socket = netlink::ask(SockProtocol::NetlinkRoute, &request(NLM_F_REQUEST, index, &[]))?;
         let mut answer = vec![0; 1 << 16];
         let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         Self::parse(answer.get(..length).unwrap_or_default())
     }
 
     fn parse(answer: &[u8]) -> io::Result<Self> {
-        let cut = || io::Error::new(io::ErrorKind::InvalidData, "the answer of netlink is cut off");
-        let [_, _, _, _, a, b, ..] = *answer else { return Err(cut()) };
+        let [_, _, _, _, a, b, ..] = *answer else { return Err(cut_off()) };
         if u16::from_ne_bytes([a, b]) != RTM_NEWLINK {
-            let code = answer.get(HEADER..).and_then(word).ok_or_else(cut)?.cast_signed();
+            let code = answer.get(HEADER..).and_then(word).ok_or_else(cut_off)?.cast_signed();
             return Err(Errno::from_raw(code.wrapping_neg()).into());
         }
-        let [_, _, a, b, ..] = *answer.get(HEADER..).ok_or_else(cut)? else { return Err(cut()) };
+        let [_, _, a, b, ..] = *answer.get(HEADER..).ok_or_else(cut_off)? else { return Err(cut_off()) };
         let is_ethernet = u16::from_ne_bytes([a, b]) == ARPHRD_ETHER;
-        let attributes = answer.get(2 * HEADER..).ok_or_else(cut)?;
-        let info = |wanted| {
-            let kind = attribute(attribute(attributes, IFLA_LINKINFO)?, wanted)?;
-            Some(kind.strip_suffix(&[0]).unwrap_or(kind))
-        };
-        let number = |wanted| attribute(attributes, wanted).and_then(word);
-        let kind = info(IFLA_INFO_KIND);
+        let attributes = answer.get(2 * HEADER..).ok_or_else(cut_off)?;
+        let master = attribute(attributes, IFLA_MASTER).and_then(word);
         let mac = attribute(attributes, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok());
         Ok(Self {
-            bridge: if info(IFLA_INFO_SLAVE_KIND) == Some(b"bridge") { number(IFLA_MASTER) } else { None },
+            bridge: master.filter(|_| info(attributes, IFLA_INFO_SLAVE_KIND) == Some(b"bridge")),
             mac: mac.filter(|_| is_ethernet),
-            is_physical: is_ethernet && kind.is_none(),
-            vlan_on: if kind == Some(b"vlan") { number(IFLA_LINK) } else { None },
+            is_physical: is_ethernet && info(attributes, IFLA_INFO_KIND).is_none(),
         })
     }
 }
 
-/// Whether there are VLANs on the interface of this index.
-pub(crate) fn has_vlans(index: u32) -> io::Result<bool> {
-    let all = if_nameindex()?;
-    let mut devices = all.iter().filter_map(|interface| Device::of(interface.index()).ok());
-    Ok(devices.any(|device| device.vlan_on == Some(index)))
+/// The interfaces that have devices of a kind on them: one question, whatever the number of interfaces.
+pub(crate) fn below(kind: &str) -> io::Result<BTreeSet<u32>> {
+    let filter = attribute_of(IFLA_LINKINFO, &attribute_of(IFLA_INFO_KIND, kind.as_bytes()));
+    let brief = attribute_of(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    let request = request(NLM_F_REQUEST | NLM_F_DUMP, 0, &[filter, brief].concat());
+    let mut found = BTreeSet::new();
+    netlink::dump(SockProtocol::NetlinkRoute, &request, RTM_NEWLINK, |message| {
+        found.extend(lower(message, kind));
+    })?;
+    Ok(found)
+}
+
+/// The interface of this namespace that a device of this kind is on. A kernel that does not know the kind answers with
+/// devices of all kinds.
+fn lower(message: &[u8], kind: &str) -> Option<u32> {
+    let attributes = message.get(2 * HEADER..)?;
+    let is_one = info(attributes, IFLA_INFO_KIND) == Some(kind.as_bytes());
+    let is_here = attribute(attributes, IFLA_LINK_NETNSID).is_none();
+    attribute(attributes, IFLA_LINK).filter(|_| is_one && is_here).and_then(word)
+}
+
+/// What a device says of its driver.
+fn info(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let kind = attribute(attribute(attributes, IFLA_LINKINFO)?, wanted)?;
+    Some(kind.strip_suffix(&[0]).unwrap_or(kind))
+}
+
+/// A question about one interface, or about all.
+fn request(flags: u16, index: u32, attributes: &[u8]) -> Vec<u8> {
+    // The header, and `struct ifinfomsg`, which is as long.
+    let length = 2 * HEADER + attributes.len();
+    let mut request = Vec::with_capacity(length);
+    request.extend((length as u32).to_ne_bytes());
+    request.extend(RTM_GETLINK.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    // Sequence and sender: nothing else comes to this socket. Then family and type: any.
+    request.extend([0; 12]);
+    request.extend(index.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(attributes);
+    request
+}
+
+fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
+    use super::{attribute_of as attr, *};
 
     fn answer(kind: u16, device: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
         let mut bytes = vec![0; 4];
@@ -144,13 +158,25 @@ mod tests {
         for virtual_kind in [&b"veth\0"[..], b"bridge\0", b"bond\0", b"tun\0"] {
             assert!(!ethernet(&[mac.clone(), kind(virtual_kind)]).is_physical);
         }
-        let vlan = ethernet(&[mac.clone(), attr(IFLA_LINK, &3u32.to_ne_bytes()), kind(b"vlan\0")]);
-        assert_eq!((vlan.vlan_on, vlan.is_physical), (Some(3), false));
         // The loopback interface, and one of Infiniband.
         for other in [772, 32] {
             let other = Device::parse(&answer(RTM_NEWLINK, other, std::slice::from_ref(&mac))).unwrap();
             assert_eq!((other.mac, other.is_physical), (None, false));
         }
+    }
+
+    #[test]
+    fn a_device_is_on_an_interface_of_its_own_namespace() {
+        let mac = attr(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 7]);
+        let link = attr(IFLA_LINK, &3u32.to_ne_bytes());
+        let of_kind = attr(IFLA_LINKINFO, &attr(IFLA_INFO_KIND, b"vlan\0"));
+        let elsewhere = attr(IFLA_LINK_NETNSID, &[0; 4]);
+        let vlan = [mac, link, of_kind];
+        assert!(!ethernet(&vlan).is_physical);
+        let message = answer(RTM_NEWLINK, ARPHRD_ETHER, &vlan);
+        assert_eq!((lower(&message, "vlan"), lower(&message, "macvlan")), (Some(3), None));
+        assert_eq!(lower(&[message, elsewhere].concat(), "vlan"), None);
+        assert_eq!(lower(&[], "vlan"), None);
     }
 
     #[test]
@@ -168,6 +194,6 @@ mod tests {
     fn the_loopback_interface_is_nobodys_port() {
         assert_eq!(Device::of(1).unwrap(), Device::default());
         assert_eq!(Device::of(u32::MAX >> 1).unwrap_err().raw_os_error(), Some(nix::libc::ENODEV));
-        assert!(!has_vlans(1).unwrap());
+        assert!(!below("veth").unwrap().contains(&1));
     }
 }

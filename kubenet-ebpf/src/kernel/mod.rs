@@ -157,17 +157,26 @@ impl Engine {
         self.capabilities.check_node(node).map_err(|why| error(operation, ErrorKind::Unsupported, why))
     }
 
+    /// [`Datapath::is_intact`](kubenet_core::datapath::Datapath::is_intact): whether packets meet the programs where
+    /// they are to.
+    pub(crate) fn is_intact(&mut self) -> bool {
+        self.maps.operation = "is_intact";
+        self.watch_pins();
+        let amiss = self.attachments.amiss();
+        if !amiss.is_empty() {
+            tracing::warn!("programs are not where they are to be: {}", amiss.join(", "));
+        }
+        amiss.is_empty()
+    }
+
     /// [`Datapath::read`](kubenet_core::datapath::Datapath::read). Where a program does not hang any more,
     /// packets pass the maps by: no route is in effect, and an audit finds that all are missing.
     pub(crate) fn read(&mut self) -> Result<RouteTable, DatapathError> {
-        self.maps.operation = "read";
-        self.watch_pins();
-        let missing = self.attachments.missing();
-        if missing.is_empty() {
+        if self.is_intact() {
+            self.maps.operation = "read";
             let routes = self.maps.snapshot()?.routes(&self.maps);
             return Ok(RouteTable::new(self.state.revision, node::read(&self.maps)?, routes));
         }
-        tracing::warn!("no longer attached: {}", missing.join(", "));
         Ok(RouteTable::new(self.state.revision, node::read(&self.maps)?, []))
     }
 

@@ -1,6 +1,7 @@
-//! The engine on its own: maps and programs are loaded, and nothing is attached anywhere.
+//! The engine on its own: maps and programs are loaded, and mostly nothing is attached anywhere.
 
 mod upgrade;
+mod vlans;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -18,6 +19,7 @@ use kubenet_core::{
         SourceRanges, Target, WhenEmpty,
     },
 };
+use kubenet_testkit::lab::{Lab, LabConfig, LabError};
 
 #[test]
 fn instances_that_live_side_by_side_have_ports_of_their_own() {
@@ -47,6 +49,19 @@ fn engine(sizes: MapSizes) -> Option<(Engine, BoxStream<'static, DatapathEvent>)
         Err(e) if matches!(e.kind(), ErrorKind::Permission | ErrorKind::Unsupported) => {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {e}");
             eprintln!("skipped: {e}");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// A lab, or `None` where the kernel or the user does not allow one, or the kernel has no TCX.
+fn lab(config: LabConfig) -> Option<Lab> {
+    match Lab::new(config) {
+        Ok(lab) if probe().is_ok_and(|found| found.tcx) => Some(lab),
+        Ok(_) | Err(LabError::Unsupported(_)) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI");
+            eprintln!("skipped: no root, or no TCX");
             None
         }
         Err(e) => panic!("{e}"),

@@ -170,12 +170,14 @@ impl Attachments {
         self.events.emit(&DatapathEvent::Drift { detail });
     }
 
-    /// Once packets meet the programs: where one does not hang that should. What is gone itself does not count.
-    pub(crate) fn missing(&self) -> Vec<String> {
-        let mut missing = Vec::new();
+    /// Once packets meet the programs: where one does not hang that should, or hangs where it must not any more. What
+    /// is gone itself does not count.
+    pub(crate) fn amiss(&self) -> Vec<String> {
+        let mut amiss = Vec::new();
         if !self.active {
-            return missing;
+            return amiss;
         }
+        let have_vlans = self.have_vlans_below_xdp();
         for (name, side) in self.wanted() {
             let Ok(index) = if_nametoindex(name.as_str()) else { continue };
             let attached = self.interfaces.get(&name).filter(|attached| attached.index == index);
@@ -184,7 +186,10 @@ impl Attachments {
                     && self.without_xdp.contains_key(&name)
                     && attached.is_some_and(|attached| !attached.hooks.contains_key(&spot));
                 if !goes_without && !attached.is_some_and(|attached| attached.hangs(spot)) {
-                    missing.push(format!("{} at interface {name}", side.program(spot)));
+                    amiss.push(format!("{} does not hang at interface {name}", side.program(spot)));
+                } else if !goes_without && spot == Spot::Xdp && have_vlans.contains(&index) {
+                    let program = side.program(spot);
+                    amiss.push(format!("{program} hangs at interface {name}, which has VLANs now"));
                 }
             }
         }
@@ -192,9 +197,9 @@ impl Attachments {
             && let Ok(number) = cgroup_number(path)
         {
             let gone = SOCKET_PROGRAMS.into_iter().filter(|(name, _)| !self.hangs_in_cgroup(name, number));
-            missing.extend(gone.map(|(name, _)| format!("{name} in cgroup {}", path.display())));
+            amiss.extend(gone.map(|(name, _)| format!("{name} does not hang in cgroup {}", path.display())));
         }
-        missing
+        amiss
     }
 
     /// Remembers a pod's interface, to attach to it with the first table.

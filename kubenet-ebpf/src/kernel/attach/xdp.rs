@@ -1,6 +1,6 @@
 //! The XDP program: not every device can have one, and where there is none, TC serves alone.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use aya::programs::ProgramError;
 use kubenet_core::datapath::{DatapathError, ErrorKind};
@@ -67,11 +67,17 @@ impl Attachments {
                 layout::XDP_DEVICES
             ));
         }
-        device::has_vlans(index).unwrap_or(false).then(|| {
+        have_vlans().contains(&index).then(|| {
             "there are VLANs on it, whose tags the device may take off before XDP sees them: name the VLANs as \
              external interfaces, or remove them"
                 .to_owned()
         })
+    }
+
+    /// The interfaces that have VLANs now, where it matters to somebody.
+    pub(super) fn have_vlans_below_xdp(&self) -> BTreeSet<u32> {
+        let has_xdp = self.interfaces.values().any(|attached| attached.hooks.contains_key(&Spot::Xdp));
+        if has_xdp { have_vlans() } else { BTreeSet::new() }
     }
 
     /// Why the kernel did not attach it.
@@ -117,4 +123,12 @@ impl Attachments {
         }
         Ok(())
     }
+}
+
+/// The interfaces that have VLANs on them.
+fn have_vlans() -> BTreeSet<u32> {
+    device::below(device::VLAN).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot find out which interfaces have VLANs");
+        BTreeSet::new()
+    })
 }
