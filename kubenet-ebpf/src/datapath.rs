@@ -9,7 +9,7 @@ use kubenet_core::{
     },
     model::Protocol,
     route::{FrontendKind, Origin, RouteDelta, RouteTable},
-    worker::Worker,
+    worker::{Worker, WorkerGone},
 };
 
 use crate::{
@@ -110,14 +110,35 @@ impl EbpfDatapath {
         operation: &'static str,
         job: impl FnOnce(&mut Engine) -> Result<R, DatapathError> + Send + 'static,
     ) -> Result<R, DatapathError> {
-        let job = move |engine: &mut Option<Engine>| match engine {
-            Some(engine) => job(engine),
-            None => Err(closed(operation)),
-        };
-        self.worker.run(job).await.unwrap_or_else(|gone| {
-            Err(crate::error::caused(operation, ErrorKind::Internal, "a job of this datapath panicked", gone))
-        })
+        finished(operation, self.worker.run(on_open(operation, job)).await)
     }
+
+    /// Runs a job that programs routes, and behind it what nobody has to wait for.
+    async fn update(
+        &self,
+        operation: &'static str,
+        job: impl FnOnce(&mut Engine) -> Result<ApplyReport, DatapathError> + Send + 'static,
+    ) -> Result<ApplyReport, DatapathError> {
+        let updated = self.worker.run(on_open(operation, job));
+        drop(self.worker.run(|engine| engine.iter_mut().for_each(Engine::cut_late)));
+        finished(operation, updated.await)
+    }
+}
+
+fn on_open<R>(
+    operation: &'static str,
+    job: impl FnOnce(&mut Engine) -> Result<R, DatapathError>,
+) -> impl FnOnce(&mut Option<Engine>) -> Result<R, DatapathError> {
+    move |engine| engine.as_mut().map_or_else(|| Err(closed(operation)), job)
+}
+
+fn finished<R>(
+    operation: &'static str,
+    result: Result<Result<R, DatapathError>, WorkerGone>,
+) -> Result<R, DatapathError> {
+    result.unwrap_or_else(|gone| {
+        Err(crate::error::caused(operation, ErrorKind::Internal, "a job of this datapath panicked", gone))
+    })
 }
 
 /// Ends and removes everything that is pinned in a directory (see [`EbpfBuilder::pin_dir`]), in the layout of any
@@ -292,11 +313,11 @@ impl Datapath for EbpfDatapath {
     }
 
     async fn replace(&self, table: Arc<RouteTable>) -> Result<ApplyReport, DatapathError> {
-        self.run("replace", move |engine| engine.replace(&table)).await
+        self.update("replace", move |engine| engine.replace(&table)).await
     }
 
     async fn apply(&self, delta: Arc<RouteDelta>) -> Result<ApplyReport, DatapathError> {
-        self.run("apply", move |engine| engine.apply(&delta)).await
+        self.update("apply", move |engine| engine.apply(&delta)).await
     }
 
     async fn read(&self) -> Result<RouteTable, DatapathError> {
@@ -304,7 +325,8 @@ impl Datapath for EbpfDatapath {
     }
 
     /// Whether the programs hang where packets are to meet them, and the XDP program nowhere else: on a device that got
-    /// VLANs it must not. Maps that somebody changed are found by [`read`](Datapath::read).
+    /// VLANs it must not. Maps that somebody changed are found by [`read`](Datapath::read). It cuts, too, the UDP sockets
+    /// whose backend went while they were being connected, and for longer than the update looked out for them.
     async fn is_intact(&self) -> Result<bool, DatapathError> {
         self.run("is_intact", |engine| Ok(engine.is_intact())).await
     }
@@ -360,9 +382,7 @@ impl Datapath for EbpfDatapath {
             }
             Err(error("close", ErrorKind::Unavailable, failures.join("; ")))
         };
-        self.worker.run(job).await.unwrap_or_else(|gone| {
-            Err(crate::error::caused("close", ErrorKind::Internal, "a job of this datapath panicked", gone))
-        })
+        finished("close", self.worker.run(job).await)
     }
 
     /// With [`EbpfBuilder::flow_events`], flows and dropped packets are among them from a moment later on.

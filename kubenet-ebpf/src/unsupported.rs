@@ -110,6 +110,10 @@ impl Engine {
         match *self {}
     }
 
+    pub(crate) fn cut_late(&mut self) {
+        match *self {}
+    }
+
     pub(crate) fn is_intact(&mut self) -> bool {
         match *self {}
     }

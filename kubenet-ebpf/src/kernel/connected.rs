@@ -45,20 +45,11 @@ pub(crate) struct Given {
     pub(crate) backend: SocketAddr,
 }
 
-impl Connected {
-    /// The number by which the programs know it.
-    pub(crate) fn cookie(&self) -> u64 {
-        let half = |at: usize| self.id.get(at..).and_then(word).map_or(0, u64::from);
-        half(40) | half(44) << 32
-    }
-
-    /// What a Service gave it, by what the programs kept of it. `None` where it is connected to something else by
-    /// now, which no program saw.
-    pub(crate) fn given(&self, flow: &SocketFlow) -> Option<Given> {
+impl Given {
+    /// What the programs kept of it. The socket may be connected to something else: by now, which no program saw, or
+    /// still.
+    pub(crate) fn by(flow: &SocketFlow) -> Option<Self> {
         let backend = SocketAddr::new(IpAddr::from(flow.addr).to_canonical(), flow.port.into());
-        if backend != self.peer {
-            return None;
-        }
         let port = NonZeroU16::new(flow.frontend_port.into())?;
         let address = IpAddr::from(flow.frontend).to_canonical();
         let frontend = if address.is_unspecified() {
@@ -66,7 +57,15 @@ impl Connected {
         } else {
             Frontend::ip(address, port, Protocol::Udp)
         };
-        Some(Given { frontend, service: flow.service, backend })
+        Some(Self { frontend, service: flow.service, backend })
+    }
+}
+
+impl Connected {
+    /// The number by which the programs know it.
+    pub(crate) fn cookie(&self) -> u64 {
+        let half = |at: usize| self.id.get(at..).and_then(word).map_or(0, u64::from);
+        half(40) | half(44) << 32
     }
 
     /// Cuts it. False when it is gone, or connected to something else by now.
@@ -180,15 +179,14 @@ mod tests {
             service: 9,
             backend: "10.244.0.7:5353".parse().unwrap(),
         };
+        assert_eq!(Given::by(&flow), Some(expected));
         for (family, peer) in [(v4, &[10, 244, 0, 7][..]), (v6, &mapped(10, 244, 0, 7).octets())] {
             let socket = connected(&message(family, peer, 5353)).unwrap();
-            assert_eq!((socket.cookie(), socket.given(&flow)), (1 << 32 | 7, Some(expected)));
-            let moved = connected(&message(family, peer, 5354)).unwrap();
-            assert_eq!(moved.given(&flow), None, "it is connected to something else");
+            assert_eq!((socket.cookie(), socket.peer), (1 << 32 | 7, expected.backend));
         }
-        let flow = SocketFlow { frontend: mapped(0, 0, 0, 0).into(), ..flow };
-        let given = connected(&message(v4, &[10, 244, 0, 7], 5353)).unwrap().given(&flow).unwrap();
+        let given = Given::by(&SocketFlow { frontend: mapped(0, 0, 0, 0).into(), ..flow }).unwrap();
         assert_eq!(given.frontend, Frontend::node_port(IpFamily::V4, port, Protocol::Udp));
+        assert_eq!(Given::by(&SocketFlow { frontend_port: 0.into(), ..flow }), None);
         let whole = message(v4, &[10, 244, 0, 7], 5353);
         for length in 0..whole.len() {
             let _result = connected(&whole[..length]);

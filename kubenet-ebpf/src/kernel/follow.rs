@@ -1,6 +1,14 @@
 //! Connected UDP sockets of this node leave backends that their Service does not have for them any more.
 
-use std::{collections::HashMap, io, net::SocketAddr, os::fd::AsFd, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use aya::maps::IterableMap;
 
@@ -12,47 +20,116 @@ use kubenet_core::{
 use super::{
     Engine,
     connected::{self, Connected, Given},
-    sys,
+    membarrier, sys,
 };
 use crate::{layout::SocketFlow, state::State};
 
+/// How many milliseconds to wait between looks at sockets that are perhaps just being connected.
+const LOOKS: [u64; 5] = [1, 2, 4, 8, 16];
+
+/// What sockets were given that is gone, by their cookies.
+type Open = HashMap<u64, Given>;
+
+/// What is not known yet of sockets.
+///
+/// Between the program that gives a socket its backend and the moment from which the kernel lists it as connected
+/// there, it cannot be cut: a thread may be interrupted there for as long as it pleases the scheduler. Its entry in
+/// `socket_flows` tells of it, once the program has ended.
+#[derive(Debug, Default)]
+pub(super) struct Undecided {
+    /// An update took something away since the last look: a second one is due.
+    again: bool,
+    /// By their cookies, those that were given a backend that is gone, were not connected to it when that was looked at
+    /// last, and what they were given. Most never will be: they were cut, connecting failed, or they left by themselves.
+    known: Open,
+}
+
 impl Engine {
     /// Cuts the sockets that must choose again. One that cannot be cut stays where it is until the next update.
-    pub(super) fn cut_sockets(&self) {
-        if !self.capabilities.node_udp_follows {
+    /// Where something was `taken` away, [`cut_late`](Self::cut_late) must follow.
+    pub(super) fn cut_sockets(&mut self, taken: bool) {
+        if self.capabilities.node_udp_follows {
+            self.undecided.again |= taken;
+            self.cut_now();
+        }
+    }
+
+    /// Cuts the sockets that were being connected during an update, and so not to be seen then. One that takes longer
+    /// than the looks here is seen by the next update, or by [`is_intact`](Self::is_intact).
+    pub(crate) fn cut_late(&mut self) {
+        if !std::mem::take(&mut self.undecided.again) {
             return;
         }
-        let sockets = match self.translated() {
-            Ok(sockets) => sockets,
+        // Who read the table of before has left its entry by now; or has had the time for it.
+        if !membarrier() {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let mut open = self.cut_now();
+        for milliseconds in LOOKS {
+            if open.iter().all(|(cookie, given)| self.undecided.known.get(cookie) == Some(given)) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(milliseconds));
+            open = self.cut_now();
+        }
+        self.undecided.known.extend(open);
+    }
+
+    /// Looks once more at those of which nothing better is known.
+    pub(super) fn cut_forgotten(&mut self) {
+        if !self.undecided.known.is_empty() {
+            let open = self.cut_now();
+            self.undecided.known.extend(open);
+        }
+    }
+
+    /// Cuts what can be seen. Returns those that were given a backend that is gone, and are not connected to it, by
+    /// their cookies.
+    fn cut_now(&mut self) -> Open {
+        let (sockets, mut open) = match self.gone() {
+            Ok(gone) => gone,
             Err(error) => {
                 tracing::warn!(%error, "connected UDP sockets may stay with backends that are gone");
-                return;
+                return Open::new();
             }
         };
-        for (socket, given) in sockets.into_iter().filter(|(_, given)| !may_stay(&self.state, given)) {
+        self.undecided.known.retain(|cookie, given| open.get(cookie) == Some(given));
+        for (socket, given) in sockets {
             match socket.destroy() {
-                Ok(cut) => tracing::debug!(?given, cut, "a connected UDP socket chooses again"),
+                Ok(true) => {
+                    tracing::debug!(?given, "a connected UDP socket chooses again");
+                    self.undecided.known.insert(socket.cookie(), given);
+                }
+                // It is gone, or connected to something else, or about to be.
+                Ok(false) => drop(open.insert(socket.cookie(), given)),
                 Err(error) => {
                     tracing::warn!(%error, ?given, "a UDP socket stays with a backend that is gone");
                 }
             }
         }
+        open
     }
 
-    /// The connected sockets that a Service gave their backend.
-    fn translated(&self) -> io::Result<Vec<(Connected, Given)>> {
-        let mut flows = HashMap::new();
+    /// The sockets that are connected to a backend that their Service does not have for them any more; and by their
+    /// cookies, those that may be so soon.
+    fn gone(&self) -> io::Result<(Vec<(Connected, Given)>, Open)> {
+        let mut open = Open::new();
         sys::for_each(self.maps.socket_flows.map().fd().as_fd(), |cookie: u64, flow: SocketFlow| {
-            flows.insert(cookie, flow);
+            let given = Given::by(&flow).filter(|given| !may_stay(&self.state, given));
+            open.extend(given.map(|given| (cookie, given)));
         })?;
-        if flows.is_empty() {
-            return Ok(Vec::new());
+        let mut sockets = Vec::new();
+        if !open.is_empty() {
+            for socket in connected::list()? {
+                if let Entry::Occupied(given) = open.entry(socket.cookie())
+                    && given.get().backend == socket.peer
+                {
+                    let given = given.remove();
+                    sockets.push((socket, given));
+                }
+            }
         }
-        let given = |socket: Connected| {
-            let given = socket.given(flows.get(&socket.cookie())?)?;
-            Some((socket, given))
-        };
-        Ok(connected::list()?.into_iter().filter_map(given).collect())
+        Ok((sockets, open))
     }
 }
 
@@ -97,7 +174,7 @@ mod tests {
     use super::*;
     use crate::MapSizes;
 
-    const ZERO: std::time::Duration = std::time::Duration::ZERO;
+    const ZERO: Duration = Duration::ZERO;
 
     fn frontend(protocol: Protocol) -> Frontend {
         Frontend::ip([10, 96, 0, 1].into(), 53.try_into().unwrap(), protocol)

@@ -71,6 +71,7 @@ pub(crate) struct Engine {
     state: State,
     /// What another process left, until the first table.
     adopted: Option<Adopted>,
+    undecided: follow::Undecided,
     sizes: MapSizes,
     capabilities: Capabilities,
     events: EventHub,
@@ -92,21 +93,22 @@ impl Engine {
         self.check_node(OPERATION, table.node())?;
         self.write_node(table.node())?;
         self.hold_until_attached();
-        let outcome = match self.adopted.take() {
+        let (outcome, may_cut) = match self.adopted.take() {
             None => {
                 self.repair()?;
                 let work = self.state.diff(table);
+                let may_cut = follow::may_cut(&self.state, &work.0, &work.1);
                 self.add_addresses(&work.0);
-                self.program(OPERATION, work)
+                (self.program(OPERATION, work), may_cut)
             }
-            Some(adopted) => self.settle(OPERATION, table, adopted)?,
+            Some(adopted) => (self.settle(OPERATION, table, adopted)?, true),
         };
         self.state.revision = table.revision();
         self.maps.set_xdp_devices(self.attachments.xdp_devices())?;
         self.attachments.ensure(&mut self.programs, OPERATION)?;
         self.set_draining(false);
         self.sync_addresses();
-        self.cut_sockets();
+        self.cut_sockets(may_cut);
         self.watch_pins();
         Ok(self.report(outcome, begin))
     }
@@ -141,7 +143,7 @@ impl Engine {
         let outcome = self.program(OPERATION, (upserts, removals));
         self.leave_addresses(left);
         if may_cut {
-            self.cut_sockets();
+            self.cut_sockets(true);
         }
         self.state.revision = delta.revision;
         // Later, only `replace` looks at every interface: the cost of a change is that of what changes.
@@ -162,6 +164,7 @@ impl Engine {
     pub(crate) fn is_intact(&mut self) -> bool {
         self.maps.operation = "is_intact";
         self.watch_pins();
+        self.cut_forgotten();
         let amiss = self.attachments.amiss();
         if !amiss.is_empty() {
             tracing::warn!("programs are not where they are to be: {}", amiss.join(", "));

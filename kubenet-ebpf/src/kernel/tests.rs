@@ -1,5 +1,6 @@
 //! The engine on its own: maps and programs are loaded, and mostly nothing is attached anywhere.
 
+mod connecting;
 mod upgrade;
 mod vlans;
 

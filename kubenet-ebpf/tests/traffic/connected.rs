@@ -4,7 +4,8 @@ use std::{
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsRawFd,
-    sync::Arc,
+    sync::{Arc, Barrier},
+    thread,
     time::Duration,
 };
 
@@ -146,6 +147,44 @@ fn connected_udp_sockets_of_the_node_leave_a_backend_that_is_gone() {
             assert_eq!(ask(&elsewhere).unwrap(), "there", "{case}");
         }
     }
+}
+
+/// A backend that goes while sockets are being connected to it takes them along.
+#[test]
+fn no_socket_that_dials_during_an_update_stays_with_a_backend_that_goes() {
+    const ROUNDS: u64 = 200;
+    let Some((lab, _servers)) = start() else { return };
+    let datapath = datapath(&lab);
+    let to = service(IpFamily::V4, 1);
+    let with = |revision, backend| table(&lab, revision, on_cluster_ip(&lab, IpFamily::V4, 1, &[backend]));
+    let mut now = with(1, "there");
+    replace(&datapath, &now);
+    let dialers = [(); 4].map(|()| [(); 32].map(|()| socket(&lab, IpFamily::V4, Kind::Plain)));
+    let mut cuts = 0;
+    for round in 2..ROUNDS {
+        let (before, after) = if round % 2 == 0 { ("there", "here") } else { ("here", "there") };
+        let start = Barrier::new(dialers.len() + 1);
+        thread::scope(|scope| {
+            for sockets in &dialers {
+                scope.spawn(|| {
+                    start.wait();
+                    sockets.iter().for_each(|socket| dial(socket, to, Kind::Plain).unwrap());
+                });
+            }
+            start.wait();
+            update(&datapath, &mut now, with(round, after));
+        });
+        // Behind the second look.
+        block_on(datapath.metrics()).unwrap();
+        for socket in dialers.iter().flatten() {
+            match ask(socket) {
+                Ok(backend) => assert_eq!(backend, after, "round {round}"),
+                cut if aborted(&cut) => cuts += 1,
+                Err(e) => panic!("round {round}, from {before} to {after}: {e}"),
+            }
+        }
+    }
+    assert!(cuts > 0, "no socket was connected before an update");
 }
 
 #[test]
