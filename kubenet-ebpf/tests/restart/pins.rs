@@ -32,6 +32,19 @@ fn open(lab: &Lab) -> Vec<Connection> {
     CLIENTS.map(|client| lab.connect(place(client), target(lab, client), SOON).unwrap()).into()
 }
 
+/// A datapath that serves, what it tells, its table, and connections that it knows.
+fn at_work(
+    lab: &Lab,
+    pins: &Path,
+    mode: AttachMode,
+) -> (EbpfDatapath, BoxStream<'static, DatapathEvent>, Arc<RouteTable>, Vec<Connection>) {
+    let datapath = pinned(lab, pins, mode);
+    let events = datapath.events();
+    let table = table(lab, 1, routes(lab, &["here"]));
+    replace(&datapath, &table);
+    (datapath, events, table, open(lab))
+}
+
 /// Packets meet the programs, and changes reach them.
 fn goes_on(
     lab: &Lab,
@@ -56,11 +69,7 @@ fn pins_that_somebody_removes_are_put_back() {
     let Some((lab, _servers, bpffs)) = start() else { return };
     for mode in modes() {
         let pins = bpffs.pin_dir();
-        let datapath = pinned(&lab, &pins, mode);
-        let mut events = datapath.events();
-        let mut now = table(&lab, 1, routes(&lab, &["here"]));
-        replace(&datapath, &now);
-        let mut known = open(&lab);
+        let (datapath, mut events, mut now, mut known) = at_work(&lab, &pins, mode);
         let tree = bpffs.tree();
         let maps = maps_in(&pins);
         let links: Vec<PathBuf> =
@@ -122,11 +131,7 @@ fn a_file_system_that_goes_or_cannot_be_written_is_named_and_nothing_is_lost() {
     let Some((lab, _servers, bpffs)) = start() else { return };
     for mode in modes() {
         let pins = bpffs.pin_dir();
-        let datapath = pinned(&lab, &pins, mode);
-        let mut events = datapath.events();
-        let mut now = table(&lab, 1, routes(&lab, &["here"]));
-        replace(&datapath, &now);
-        let mut known = open(&lab);
+        let (datapath, mut events, mut now, mut known) = at_work(&lab, &pins, mode);
         for (unmounted, reason) in [(false, "is mounted read-only"), (true, "is not on a BPF file system")] {
             drift(&mut events);
             if unmounted {
@@ -186,11 +191,7 @@ fn a_file_system_that_goes_or_cannot_be_written_is_named_and_nothing_is_lost() {
 fn a_directory_that_another_datapath_took_is_left_to_it() {
     let Some((lab, _servers, bpffs)) = start() else { return };
     let (pins, mode) = (bpffs.pin_dir(), AttachMode::Auto);
-    let datapath = pinned(&lab, &pins, mode);
-    let mut events = datapath.events();
-    let mut now = table(&lab, 1, routes(&lab, &["here"]));
-    replace(&datapath, &now);
-    let mut known = open(&lab);
+    let (datapath, mut events, mut now, mut known) = at_work(&lab, &pins, mode);
     fs::remove_dir_all(&pins).unwrap();
     let other = builder(&lab).pin_dir(&pins).build().unwrap();
     let tree = bpffs.tree();
