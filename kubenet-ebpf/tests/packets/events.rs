@@ -1,10 +1,10 @@
 //! What is reported of flows and drops, to whom, and how much of it.
 
 use aya::maps::{Array, MapData, RingBuf};
-use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     bench::{Bench, EXTERNAL_DROP, Hook, INTERNAL_DROP, Metric, REDIRECT, for_each_kind, octets, on_bench},
+    clock::ticks,
     frame::{Flags, Frame, Proto},
     nets::{V4, at},
 };
@@ -13,11 +13,6 @@ const FLOW: u8 = 1;
 const DROP: u8 = 2;
 /// Each event stands behind 8 bytes in its ring.
 const ROOM: u64 = (1 << 18) / (60 + 4 + 8);
-
-fn ticks() -> u32 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
-    ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> 30) as u32
-}
 
 impl Bench {
     /// Who listens for how many ticks from now on, and how many events a CPU may report in one.

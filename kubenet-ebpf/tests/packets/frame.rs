@@ -34,6 +34,8 @@ impl Proto {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flags {
     Syn,
+    /// Of TCP alone.
+    SynFin,
     SynAck,
     Ack,
     Fin,
@@ -165,9 +167,9 @@ impl Frame {
             }
             Proto::Tcp => {
                 let mut tcp = TcpHeader::new(self.from.port(), self.to.port(), 1000, 4096);
-                tcp.syn = matches!(self.flags, Flags::Syn | Flags::SynAck);
-                tcp.ack = self.flags != Flags::Syn;
-                tcp.fin = self.flags == Flags::Fin;
+                tcp.syn = matches!(self.flags, Flags::Syn | Flags::SynFin | Flags::SynAck);
+                tcp.ack = !matches!(self.flags, Flags::Syn | Flags::SynFin);
+                tcp.fin = matches!(self.flags, Flags::Fin | Flags::SynFin);
                 tcp.rst = self.flags == Flags::Rst;
                 tcp.acknowledgment_number = if tcp.ack { 2000 } else { 0 };
                 tcp.options = TcpOptions::try_from_slice(&self.tcp_options).expect("TCP options");
@@ -215,7 +217,7 @@ impl Frame {
     fn sctp(&self) -> Vec<u8> {
         let (kind, mut body) = match self.flags {
             // Tag, window, streams, number of the first chunk; then a parameter that nobody knows.
-            Flags::Syn => {
+            Flags::Syn | Flags::SynFin => {
                 (1, vec![0xa1, 0xa2, 0xa3, 0xa4, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 9, 0x80, 0, 0, 4])
             }
             Flags::SynAck => {
@@ -293,7 +295,8 @@ impl Frame {
         let mut tcp = TcpHeader::new(self.to.port(), self.from.port(), 0, 0);
         tcp.rst = true;
         tcp.ack = true;
-        tcp.acknowledgment_number = 1000 + 1 + self.payload.len() as u32;
+        let fin = u32::from(self.flags == Flags::SynFin);
+        tcp.acknowledgment_number = 1000 + 1 + fin + self.payload.len() as u32;
         let mut out = Vec::new();
         self.answer().tcp_header(tcp).write(&mut out, &[]).expect("reset");
         out

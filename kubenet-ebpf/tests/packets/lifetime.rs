@@ -266,6 +266,30 @@ fn of_a_flow_with_one_entry_left_a_reset_is_known_and_else_it_goes_on() {
     });
 }
 
+/// The client has sent its FIN, and the LRU has dropped the entry of the backend's answers.
+#[test]
+fn an_entry_that_is_written_again_does_not_say_that_its_side_has_ended() {
+    for_each_kind(|bench, net, proto| {
+        if proto != Proto::Tcp {
+            return;
+        }
+        let flow = established(bench, net, proto);
+        flow.move_on(bench, proto);
+        let there = |flags| flow.syn(proto).flags(flags);
+        bench.expect_forwarded(Hook::FromPod, there(Flags::Fin), flow.client, flow.old);
+        bench.evict(flow.old, flow.client, proto);
+        bench.age(1);
+        for flags in [Flags::Ack, Flags::Syn] {
+            bench.expect_forwarded(Hook::FromPod, there(flags), flow.client, flow.old);
+        }
+        assert_eq!(bench.entries(), 2);
+        // It has ended when the backend says so, too.
+        let fin = Frame::new(proto, flow.old, flow.client).flags(Flags::Fin);
+        bench.expect_forwarded(Hook::FromExternal, fin, flow.frontend, flow.client);
+        bench.expect_forwarded(Hook::FromPod, there(Flags::Syn), flow.client, flow.new);
+    });
+}
+
 /// The LRU has dropped the entry of the client's packets.
 #[test]
 fn a_first_answer_goes_on_though_nothing_is_known_of_the_client() {

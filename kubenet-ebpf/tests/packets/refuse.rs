@@ -27,6 +27,10 @@ fn the_client_is_told_at_once() {
             // Of every length, also one that is shorter than the answer.
             expect_refused(bench, hook, frame.clone().payload([]));
             expect_refused(bench, hook, frame.clone().payload([1]));
+            if proto == Proto::Tcp {
+                // Each of its flags counts in what is acknowledged.
+                expect_refused(bench, hook, frame.clone().flags(Flags::SynFin));
+            }
             expect_refused(bench, hook, frame.payload(vec![7; 1400]));
         }
         assert_eq!(bench.entries(), 0);
