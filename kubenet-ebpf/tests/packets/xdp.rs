@@ -414,6 +414,8 @@ fn every_ten_ticks_a_packet_of_a_next_hop_is_the_stacks() {
         let ends @ [client, frontend, backend] = serve(bench, net, Proto::Tcp, net.pod_there, 0);
         let node = begin(bench, Proto::Tcp, ends);
         let ack = Frame::new(Proto::Tcp, client, frontend).flags(Flags::Ack);
+        let answer = Frame::new(Proto::Tcp, backend, node).flags(Flags::Ack);
+        bench.expect_transmitted(answer.clone(), frontend, client);
         // A tick may pass meanwhile: how many it is exactly, see clock.rs.
         bench.age(8);
         bench.age_hops(8);
@@ -423,6 +425,10 @@ fn every_ten_ticks_a_packet_of_a_next_hop_is_the_stacks() {
         bench.expect_xdp_passed(ack.clone());
         bench.expect_forwarded(Hook::FromExternal, ack.clone(), node, backend);
         bench.expect_transmitted(ack, node, backend);
+        // The client has another one.
+        bench.expect_xdp_passed(answer.clone());
+        bench.expect_forwarded(Hook::FromExternal, answer.clone(), frontend, client);
+        bench.expect_transmitted(answer, frontend, client);
     });
 }
 
