@@ -36,9 +36,13 @@ fn the_node_is_admitted_by_a_flag_and_nobody_else() {
         let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
         let id = bench.backend(backend, 0);
         bench.serve(frontend, proto, SOURCE_RANGES | SOURCE_NODE, &[id], &[id]);
+        let other = at(net.vip, 81);
+        bench.serve(other, proto, SOURCE_RANGES, &[id], &[id]);
         for node in [net.node, net.node_inner] {
             let frame = Frame::new(proto, at(node, 40_000), frontend);
             bench.expect_forwarded(Hook::FromPod, frame, at(node, 40_000), backend);
+            let without = Frame::new(proto, at(node, 40_001), other);
+            bench.expect_dropped(Hook::FromPod, without, Metric::SourceRange);
         }
         let outside = Frame::new(proto, at(net.outside, 40_000), frontend);
         bench.expect_dropped(Hook::FromExternal, outside, Metric::SourceRange);
