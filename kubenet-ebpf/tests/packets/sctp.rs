@@ -76,6 +76,37 @@ fn only_an_init_begins_an_association() {
     });
 }
 
+/// Whoever sends the last chunk of a shutdown, or an abort.
+#[test]
+fn an_association_that_has_ended_gives_its_port_free_for_a_new_choice() {
+    for_each_family(|bench, net| {
+        let (client, frontend) = (at(net.pod, 40000), at(net.vip, 80));
+        let [old, new] = [8080, 9090].map(|port| at(net.pod_there, port));
+        let there = |flags| Frame::new(Proto::Sctp, client, frontend).flags(flags);
+        let back = |flags| Frame::new(Proto::Sctp, old, client).flags(flags);
+        for end in [Flags::Fin, Flags::Rst] {
+            for by_client in [true, false] {
+                bench.forget_flows();
+                let [first, second] = [old, new].map(|to| bench.backend(to, 0));
+                bench.serve(frontend, Proto::Sctp, 0, &[first], &[]);
+                bench.expect_forwarded(Hook::FromPod, there(Flags::Syn), client, old);
+                bench.expect_forwarded(Hook::FromExternal, back(Flags::SynAck), frontend, client);
+                bench.replace_set(frontend, Proto::Sctp, &[second]);
+                // An INIT that is sent again is no new association.
+                bench.expect_forwarded(Hook::FromPod, there(Flags::Syn), client, old);
+                if by_client {
+                    bench.expect_forwarded(Hook::FromPod, there(end), client, old);
+                } else {
+                    bench.expect_forwarded(Hook::FromExternal, back(end), frontend, client);
+                }
+                bench.expect_forwarded(Hook::FromPod, there(Flags::Ack), client, old);
+                bench.expect_forwarded(Hook::FromPod, there(Flags::Syn), client, new);
+                assert_eq!(bench.entries(), 2);
+            }
+        }
+    });
+}
+
 #[test]
 fn s6_a_masqueraded_association_keeps_its_port_where_it_is_free() {
     for_each_family(|bench, net| {
