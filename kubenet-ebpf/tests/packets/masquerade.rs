@@ -129,6 +129,25 @@ fn s6_no_free_port_is_a_counted_drop_and_ports_of_ended_flows_are_used_again() {
     });
 }
 
+/// Better one that may be refused for a second than none.
+#[test]
+fn s6_the_only_port_is_given_to_another_as_soon_as_its_connection_has_ended() {
+    for_tcp_and_udp(|bench, net, proto| {
+        if proto == Proto::Udp {
+            return;
+        }
+        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
+        let id = bench.backend(backend, 0);
+        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+        bench.configure(0, 20000..=20000);
+        let client = |port| Frame::new(proto, at(net.outside, port), frontend);
+        open(bench, net, Hook::FromExternal, client(1), backend);
+        let reset = Frame::new(proto, backend, at(net.node, 20000)).flags(Flags::Rst);
+        bench.expect_forwarded(Hook::FromExternal, reset, frontend, at(net.outside, 1));
+        open(bench, net, Hook::FromExternal, client(2), backend);
+    });
+}
+
 /// The LRU has dropped the entry of the client's packets.
 #[test]
 fn s6_the_port_of_a_flow_with_one_entry_left_is_given_to_another_when_that_was_reset() {
