@@ -15,20 +15,17 @@ use crate::{
 /// Makes the room that the table may need. Packets see none of it.
 pub(crate) fn before(
     state: &State,
-    tables: &mut dyn Tables,
+    tables: &dyn Tables,
     leftovers: &Leftovers,
     snapshot: &Snapshot,
 ) -> Result<(), DatapathError> {
-    for (id, cidr) in unused_sources(state, leftovers, snapshot) {
-        tables.remove_source(id, &cidr)?;
-    }
-    Ok(())
+    done(tables.remove_sources(&unused_sources(state, leftovers, snapshot)))
 }
 
 /// Removes what the table does not need. Returns how many things that were.
 pub(crate) fn after(
     state: &State,
-    tables: &mut dyn Tables,
+    tables: &dyn Tables,
     leftovers: &Leftovers,
     snapshot: &Snapshot,
 ) -> Result<usize, DatapathError> {
@@ -45,12 +42,10 @@ pub(crate) fn after(
     removed += names.len();
     let wanted: HashSet<_> =
         state.routes().flat_map(|p| source_ranges(&p.route).iter().map(|cidr| (p.id, *cidr))).collect();
-    for (id, cidrs) in &snapshot.sources {
-        for cidr in cidrs.iter().filter(|cidr| !wanted.contains(&(*id, **cidr))) {
-            tables.remove_source(*id, cidr)?;
-            removed += 1;
-        }
-    }
+    let found = snapshot.sources.iter().flat_map(|(id, cidrs)| cidrs.iter().map(|cidr| (*id, *cidr)));
+    let sources: Vec<_> = found.filter(|source| !wanted.contains(source)).collect();
+    done(tables.remove_sources(&sources))?;
+    removed += sources.len();
     let wanted: HashSet<_> = state.routes().filter_map(|p| cluster_ip(&p.route)).collect();
     let ips: Vec<IpAddr> = snapshot.cluster_ips.difference(&wanted).copied().collect();
     done(tables.remove_cluster_ips(&ips))?;

@@ -448,9 +448,14 @@ impl State {
         self.cluster_ips.is_written(cluster_ip)
     }
 
-    /// The map has this cluster IP from now on, or no more.
-    pub(crate) fn set_written(&mut self, cluster_ip: IpAddr, written: bool) {
-        self.cluster_ips.set_written(cluster_ip, written);
+    /// The map is to have this cluster IP, and counts as having it. True when nobody said so before.
+    pub(crate) fn claim_cluster_ip(&mut self, cluster_ip: IpAddr) -> bool {
+        self.cluster_ips.claim(cluster_ip)
+    }
+
+    /// The map has it not, after all.
+    pub(crate) fn unclaim_cluster_ip(&mut self, cluster_ip: IpAddr) {
+        self.cluster_ips.set_written(cluster_ip, false);
     }
 
     /// Whether a grace period would free something.

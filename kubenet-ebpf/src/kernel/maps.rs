@@ -184,14 +184,6 @@ impl<A: Address> FamilyMaps<A> {
         is(&self.conntrack) || is(&self.established)
     }
 
-    pub(super) fn write_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
-        self.source_ranges.insert(&source_key(service, addr, prefix_len), 1, 0)
-    }
-
-    pub(super) fn remove_source(&mut self, service: u32, addr: A, prefix_len: u8) -> Result<(), MapError> {
-        deleted(self.source_ranges.remove(&source_key(service, addr, prefix_len)))
-    }
-
     /// Every entry of `source_ranges`.
     fn sources(&self, found: &mut Vec<(u32, IpNet)>) -> Result<(), MapError> {
         for key in self.source_ranges.keys() {
@@ -460,7 +452,7 @@ pub(super) fn key(frontend: &Frontend) -> Key {
     }
 }
 
-fn source_key<A: Address>(service: u32, addr: A, prefix_len: u8) -> lpm_trie::Key<SourceRange<A>> {
+pub(super) fn source_key<A: Address>(service: u32, addr: A, prefix_len: u8) -> lpm_trie::Key<SourceRange<A>> {
     lpm_trie::Key::new(u32::BITS + u32::from(prefix_len), SourceRange { service, addr })
 }
 

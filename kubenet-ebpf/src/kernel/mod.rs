@@ -285,7 +285,7 @@ impl Engine {
 
     fn program(&mut self, operation: &'static str, work: (Vec<Arc<Route>>, Vec<Frontend>)) -> Outcome {
         let now = self.now();
-        program(&mut self.state, &mut self.maps, &self.capabilities, operation, work, now)
+        program(&mut self.state, &self.maps, &self.capabilities, operation, work, now)
     }
 
     /// The first table after adoption: writes what differs, and only then removes what nobody needs.
@@ -297,9 +297,9 @@ impl Engine {
     ) -> Result<Outcome, DatapathError> {
         let work = self.state.diff(table);
         let Adopted { snapshot, leftovers } = &adopted;
-        let result = settle::before(&self.state, &mut self.maps, leftovers, snapshot).and_then(|()| {
+        let result = settle::before(&self.state, &self.maps, leftovers, snapshot).and_then(|()| {
             let outcome = self.program(operation, work);
-            let removed = settle::after(&self.state, &mut self.maps, leftovers, snapshot)?;
+            let removed = settle::after(&self.state, &self.maps, leftovers, snapshot)?;
             tracing::info!(
                 upserted = outcome.upserted,
                 removed = outcome.removed,

@@ -98,14 +98,12 @@ impl Engine {
             .flat_map(|p| source_ranges(&p.route).iter().map(|cidr| (p.id, *cidr)))
             .collect();
         let found: HashSet<(u32, IpNet)> = self.maps.sources()?.into_iter().collect();
-        for (id, cidr) in wanted.difference(&found) {
-            drift.push(format!("the source range {cidr} of service id {id}"));
-            self.maps.write_source(*id, cidr)?;
-        }
-        for (id, cidr) in found.difference(&wanted) {
-            drift.push(format!("a foreign source range {cidr} of service id {id}"));
-            self.maps.remove_source(*id, cidr)?;
-        }
-        Ok(())
+        let lost: Vec<(u32, IpNet)> = wanted.difference(&found).copied().collect();
+        drift.extend(lost.iter().map(|(id, cidr)| format!("the source range {cidr} of service id {id}")));
+        done(self.maps.write_sources(&lost))?;
+        let foreign: Vec<(u32, IpNet)> = found.difference(&wanted).copied().collect();
+        let text = |(id, cidr): &(u32, IpNet)| format!("a foreign source range {cidr} of service id {id}");
+        drift.extend(foreign.iter().map(text));
+        done(self.maps.remove_sources(&foreign))
     }
 }

@@ -8,6 +8,8 @@ use std::{
 use aya::Pod;
 use nix::{errno::Errno, libc};
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
@@ -45,6 +47,39 @@ struct BatchAttr {
 
 // SAFETY: the fields of the anonymous struct for batches, in order.
 unsafe impl Attributes for BatchAttr {}
+
+/// The anonymous struct for single entries.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    unused: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+// SAFETY: the fields of the anonymous struct for single entries, in order.
+unsafe impl Attributes for ElementAttr {}
+
+/// Writes an entry, from any thread.
+pub(crate) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let (key, value) = (&raw const *key as u64, &raw const *value as u64);
+    let mut attr = ElementAttr { map_fd: map.as_raw_fd() as u32, unused: 0, key, value, flags: 0 };
+    // SAFETY: key and value have the map's sizes (aya checked them when the typed map was made), outlive the call and
+    // are only read.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop).map_err(Into::into)
+}
+
+/// Deletes an entry, from any thread. One that is not there is no error.
+pub(crate) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let key = &raw const *key as u64;
+    let mut attr = ElementAttr { map_fd: map.as_raw_fd() as u32, unused: 0, key, value: 0, flags: 0 };
+    // SAFETY: as for `update`; deletions have no value.
+    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) } {
+        Ok(_) | Err(Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// Hands every entry of a hash table to `visit`, read in batches (kernel 5.6): four times as fast as one by
 /// one. Entries that come or go meanwhile may be missed.

@@ -1,113 +1,100 @@
 //! Routes are written to the maps.
 
-use std::{net::IpAddr, os::fd::AsFd};
+use std::{io, net::IpAddr, os::fd::AsFd};
 
 use aya::{
     Pod,
-    maps::{HashMap, IterableMap, MapData, MapError},
+    maps::{IterableMap, lpm_trie},
 };
 use ipnet::IpNet;
 use kubenet_core::{
-    datapath::DatapathError,
     model::IpFamily,
     route::{Backend, Frontend},
 };
 
 use super::{
-    maps::{Key, Maps, deleted, key},
+    maps::{Key, Maps, key, source_key},
     membarrier, sys,
 };
 use crate::{
     ids::Handle,
-    layout::{Addr4, Addr6, Service, ServiceKey, ServiceName},
+    layout::{Addr4, Addr6, Service, ServiceKey, ServiceName, SourceRange},
     program::{Failures, Tables},
 };
 
 impl Tables for Maps {
-    fn write_backend(&mut self, _: IpFamily, handle: Handle, backend: &Backend) {
+    fn write_backend(&self, _: IpFamily, handle: Handle, backend: &Backend) {
         match backend.address {
             IpAddr::V4(address) => self.v4.write_backend(handle, address.into(), backend),
             IpAddr::V6(address) => self.v6.write_backend(handle, address.into(), backend),
         }
     }
 
-    fn kill_backend(&mut self, family: IpFamily, id: u32) {
+    fn kill_backend(&self, family: IpFamily, id: u32) {
         match family {
             IpFamily::V4 => self.v4.kill_backend(id),
             IpFamily::V6 => self.v6.kill_backend(id),
         }
     }
 
-    fn write_slots(&mut self, base: u32, ids: &[u32]) {
+    fn write_slots(&self, base: u32, ids: &[u32]) {
         for (slot, id) in (base..).zip(ids) {
             let stored = self.slots.store(slot, id, 0);
             debug_assert!(stored, "slot {slot} is not an index of the map");
         }
     }
 
-    fn write_names(&mut self, names: &[(u32, ServiceName)]) -> Failures {
+    fn write_names(&self, names: &[(u32, ServiceName)]) -> Failures {
         let batch: Batch<_, _> = names.iter().copied().enumerate().collect();
-        let failed = batch.write(&mut self.names);
+        let failed = batch.write(&self.names);
         self.failures([("service_names", failed)], "services")
     }
 
-    fn remove_names(&mut self, ids: &[u32]) -> Failures {
+    fn remove_names(&self, ids: &[u32]) -> Failures {
         ids.iter().for_each(|id| self.traffic.retire(*id));
         let batch: Batch<_, _> = ids.iter().map(|id| (*id, ())).enumerate().collect();
-        let failed = batch.delete(&mut self.names);
+        let failed = batch.delete(&self.names);
         self.failures([("service_names", failed)], "services")
     }
 
-    fn write_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures {
+    fn write_cluster_ips(&self, addresses: &[IpAddr]) -> Failures {
         let (v4, v6) = by_family(addresses, 1);
-        let failed = (v4.write(&mut self.v4.cluster_ips), v6.write(&mut self.v6.cluster_ips));
+        let failed = (v4.write(&self.v4.cluster_ips), v6.write(&self.v6.cluster_ips));
         self.failures([("cluster_ips4", failed.0), ("cluster_ips6", failed.1)], "services")
     }
 
-    fn remove_cluster_ips(&mut self, addresses: &[IpAddr]) -> Failures {
+    fn remove_cluster_ips(&self, addresses: &[IpAddr]) -> Failures {
         let (v4, v6) = by_family(addresses, ());
-        let failed = (v4.delete(&mut self.v4.cluster_ips), v6.delete(&mut self.v6.cluster_ips));
+        let failed = (v4.delete(&self.v4.cluster_ips), v6.delete(&self.v6.cluster_ips));
         self.failures([("cluster_ips4", failed.0), ("cluster_ips6", failed.1)], "services")
     }
 
-    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        let (map, result) = match cidr {
-            IpNet::V4(c) => {
-                ("source_ranges4", self.v4.write_source(service, c.addr().into(), c.prefix_len()))
-            }
-            IpNet::V6(c) => {
-                ("source_ranges6", self.v6.write_source(service, c.addr().into(), c.prefix_len()))
-            }
-        };
-        result.map_err(|e| self.failed(map, "source_ranges", e))
+    fn write_sources(&self, sources: &[(u32, IpNet)]) -> Failures {
+        let (v4, v6) = by_source(sources, 1);
+        let failed = (v4.write(&self.v4.source_ranges), v6.write(&self.v6.source_ranges));
+        self.failures([("source_ranges4", failed.0), ("source_ranges6", failed.1)], "source_ranges")
     }
 
-    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        let (map, result) = match cidr {
-            IpNet::V4(c) => {
-                ("source_ranges4", self.v4.remove_source(service, c.addr().into(), c.prefix_len()))
-            }
-            IpNet::V6(c) => {
-                ("source_ranges6", self.v6.remove_source(service, c.addr().into(), c.prefix_len()))
-            }
-        };
-        result.map_err(|e| self.failed(map, "source_ranges", e))
+    fn remove_sources(&self, sources: &[(u32, IpNet)]) -> Failures {
+        let (v4, v6) = by_source(sources, ());
+        let failed = (v4.delete(&self.v4.source_ranges), v6.delete(&self.v6.source_ranges));
+        self.failures([("source_ranges4", failed.0), ("source_ranges6", failed.1)], "source_ranges")
     }
 
-    fn write_services(&mut self, services: &[(Frontend, Service)]) -> Failures {
+    fn write_services(&self, services: &[(Frontend, Service)]) -> Failures {
         services.iter().for_each(|(_, service)| self.traffic.begin(service.id));
         let (v4, v6) = by_key(services.iter().copied());
-        let failed = (v4.write(&mut self.v4.services), v6.write(&mut self.v6.services));
+        let failed = (v4.write(&self.v4.services), v6.write(&self.v6.services));
         self.failures([("services4", failed.0), ("services6", failed.1)], "services")
     }
 
-    fn remove_services(&mut self, frontends: &[Frontend]) -> Failures {
+    fn remove_services(&self, frontends: &[Frontend]) -> Failures {
         let (v4, v6) = by_key(frontends.iter().map(|frontend| (*frontend, ())));
-        let failed = (v4.delete(&mut self.v4.services), v6.delete(&mut self.v6.services));
+        let failed = (v4.delete(&self.v4.services), v6.delete(&self.v6.services));
         self.failures([("services4", failed.0), ("services6", failed.1)], "services")
     }
 
-    fn wait_grace_period(&mut self) -> bool {
+    fn wait_grace_period(&self) -> bool {
         membarrier()
     }
 }
@@ -116,11 +103,11 @@ impl Maps {
     /// In the order of what was asked for.
     fn failures<const N: usize>(
         &self,
-        failed: [(&'static str, Vec<(usize, MapError)>); N],
+        failed: [(&'static str, Vec<(usize, io::Error)>); N],
         setting: &'static str,
     ) -> Failures {
-        let of_map = |(map, failed): (&'static str, Vec<(usize, MapError)>)| {
-            failed.into_iter().map(move |(place, error)| (place, self.failed(map, setting, error)))
+        let of_map = |(map, failed): (&'static str, Vec<(usize, io::Error)>)| {
+            failed.into_iter().map(move |(place, error)| (place, self.failed(map, setting, error.into())))
         };
         let mut failures: Failures = failed.into_iter().flat_map(of_map).collect();
         failures.sort_by_key(|(place, _)| *place);
@@ -158,27 +145,30 @@ impl<K, V> FromIterator<(usize, (K, V))> for Batch<K, V> {
 }
 
 impl<K: Pod, V: Pod> Batch<K, V> {
-    /// With one call. From the entry on that the kernel refuses, or all where it has no batches, each has a call of
-    /// its own: a map that is full fails those for which there is no room, and no others.
-    fn write(&self, map: &mut HashMap<MapData, K, V>) -> Vec<(usize, MapError)> {
+    /// With one call. From the entry on that the kernel refuses, or all where it has no batches for such a map (before
+    /// 5.6, for tries before 5.13), each has a call of its own: a map that is full fails those for which there is no
+    /// room, and no others.
+    fn write(&self, map: &impl IterableMap<K, V>) -> Vec<(usize, io::Error)> {
+        let map = map.map().fd().as_fd();
         let done = match self.keys.len() {
             0 | 1 => 0,
-            _ => sys::update_batch(map.map().fd().as_fd(), &self.keys, &self.values),
+            _ => sys::update_batch(map, &self.keys, &self.values),
         };
         let rest = self.places.iter().zip(self.keys.iter().zip(&self.values)).skip(done);
-        rest.filter_map(|(place, (key, value))| Some((*place, map.insert(key, value, 0).err()?))).collect()
+        rest.filter_map(|(place, (key, value))| Some((*place, sys::update(map, key, value).err()?))).collect()
     }
 }
 
 impl<K: Pod> Batch<K, ()> {
     /// Deletes, as [`Batch::write`] writes. What is not there is no failure.
-    fn delete<V: Pod>(&self, map: &mut HashMap<MapData, K, V>) -> Vec<(usize, MapError)> {
+    fn delete<V: Pod>(&self, map: &impl IterableMap<K, V>) -> Vec<(usize, io::Error)> {
+        let map = map.map().fd().as_fd();
         let done = match self.keys.len() {
             0 | 1 => 0,
-            _ => sys::delete_batch(map.map().fd().as_fd(), &self.keys),
+            _ => sys::delete_batch(map, &self.keys),
         };
         let rest = self.places.iter().zip(&self.keys).skip(done);
-        rest.filter_map(|(place, key)| Some((*place, deleted(map.remove(key)).err()?))).collect()
+        rest.filter_map(|(place, key)| Some((*place, sys::delete(map, key).err()?))).collect()
     }
 }
 
@@ -202,6 +192,22 @@ fn by_family<V: Copy>(addresses: &[IpAddr], value: V) -> (Batch<Addr4, V>, Batch
         match *address {
             IpAddr::V4(address) => v4.push(place, address.into(), value),
             IpAddr::V6(address) => v6.push(place, address.into(), value),
+        }
+    }
+    (v4, v6)
+}
+
+type SourceKey<A> = lpm_trie::Key<SourceRange<A>>;
+
+fn by_source<V: Copy>(
+    sources: &[(u32, IpNet)],
+    value: V,
+) -> (Batch<SourceKey<Addr4>, V>, Batch<SourceKey<Addr6>, V>) {
+    let (mut v4, mut v6) = (Batch::default(), Batch::default());
+    for (place, (service, cidr)) in sources.iter().enumerate() {
+        match cidr {
+            IpNet::V4(c) => v4.push(place, source_key(*service, c.addr().into(), c.prefix_len()), value),
+            IpNet::V6(c) => v6.push(place, source_key(*service, c.addr().into(), c.prefix_len()), value),
         }
     }
     (v4, v6)

@@ -69,6 +69,27 @@ fn lab(config: LabConfig) -> Option<Lab> {
     }
 }
 
+#[test]
+fn source_ranges_are_written_together_and_a_full_map_fails_those_without_room() {
+    let Some((engine, _)) = engine(MapSizes { source_ranges: 3, ..MapSizes::default() }) else { return };
+    let v4 = |n: u8| (7, ipnet::IpNet::new([10, n, 0, 0].into(), 16).unwrap());
+    let v6 = (8, "fd00::/64".parse().unwrap());
+    let failed = engine.maps.write_sources(&[v4(1), v6, v4(2), v4(3), v4(4), v4(5)]);
+    let failed: Vec<_> = failed.into_iter().map(|(place, error)| (place, error.kind())).collect();
+    assert_eq!(failed, [(4, ErrorKind::Capacity), (5, ErrorKind::Capacity)]);
+    let found = || {
+        let mut found = engine.maps.sources().unwrap();
+        found.sort_unstable();
+        found
+    };
+    assert_eq!(found(), [v4(1), v4(2), v4(3), v6]);
+    assert!(
+        engine.maps.remove_sources(&[v4(1), v4(4), v6, v4(3)]).is_empty(),
+        "what is not there is no failure"
+    );
+    assert_eq!(found(), [v4(2)]);
+}
+
 fn routes(count: u32, backends: u8) -> Vec<Arc<Route>> {
     let route = |i: u32| {
         let family = if i.is_multiple_of(2) { IpFamily::V4 } else { IpFamily::V6 };
@@ -278,8 +299,8 @@ fn source_ranges_are_read_back_changed_and_repaired() {
 
     // Somebody removes one and adds another.
     let id = engine.state.get(&v4.frontend).unwrap().id;
-    engine.maps.remove_source(id, &"10.0.0.0/8".parse().unwrap()).unwrap();
-    engine.maps.write_source(id, &"0.0.0.0/0".parse().unwrap()).unwrap();
+    done(engine.maps.remove_sources(&[(id, "10.0.0.0/8".parse().unwrap())])).unwrap();
+    done(engine.maps.write_sources(&[(id, "0.0.0.0/0".parse().unwrap())])).unwrap();
     assert!(!engine.read().unwrap().same_routes(&one));
     engine.replace(&one).unwrap();
     assert!(engine.read().unwrap().same_routes(&one));

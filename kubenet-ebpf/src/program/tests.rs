@@ -19,7 +19,7 @@ mod crash;
 mod memory;
 mod room;
 
-use self::memory::{Memory, Seen};
+use self::memory::{Memory, Seen, Shared};
 use super::*;
 use crate::{MapSizes, rest::REST};
 
@@ -129,7 +129,7 @@ fn apply(state: &mut State, memory: &mut Memory, table: &RouteTable, now: Now) -
     let work = state.diff(table);
     let mut capabilities = Capabilities::basic();
     capabilities.features = Feature::ALL.into();
-    program(state, memory, &capabilities, "replace", work, now)
+    program(state, &Shared::new(memory), &capabilities, "replace", work, now)
 }
 
 /// What must hold between changes.

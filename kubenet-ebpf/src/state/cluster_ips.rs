@@ -53,6 +53,11 @@ impl ClusterIps {
         entry.is_some_and(|entry| entry.written)
     }
 
+    /// The map is to have it. True when nobody said so before.
+    pub(super) fn claim(&mut self, address: IpAddr) -> bool {
+        self.get_mut(address).is_some_and(|entry| !std::mem::replace(&mut entry.written, true))
+    }
+
     pub(super) fn set_written(&mut self, address: IpAddr, written: bool) {
         if let Some(entry) = self.get_mut(address) {
             entry.written = written;

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{
-    memory::{Crash, Memory},
+    memory::{Crash, Memory, Shared},
     *,
 };
 use crate::{decode::Snapshot, settle, state::Leftovers};
@@ -17,9 +17,9 @@ fn arbitrary_tables() -> impl Strategy<Value = Tables> {
 /// The first table of a process that found the maps in use.
 fn adopt_and_apply(memory: &mut Memory, table: &RouteTable, now: Now) -> (State, Outcome) {
     let (mut state, leftovers, snapshot) = adopt(memory);
-    settle::before(&state, memory, &leftovers, &snapshot).unwrap();
+    settle::before(&state, &Shared::new(memory), &leftovers, &snapshot).unwrap();
     let outcome = apply(&mut state, memory, table, now);
-    settle::after(&state, memory, &leftovers, &snapshot).unwrap();
+    settle::after(&state, &Shared::new(memory), &leftovers, &snapshot).unwrap();
     leftovers.release(&mut state, now);
     (state, outcome)
 }
@@ -83,10 +83,10 @@ proptest! {
         let before = copy(&memory);
         memory.writes_left = 0;
         let (mut adopted, leftovers, snapshot) = adopt(&memory);
-        settle::before(&adopted, &mut memory, &leftovers, &snapshot).unwrap();
+        settle::before(&adopted, &Shared::new(&mut memory), &leftovers, &snapshot).unwrap();
         prop_assert_eq!(apply(&mut adopted, &mut memory, &table, Duration::ZERO).upserted, 0);
         memory.writes_left = usize::MAX;
-        settle::after(&adopted, &mut memory, &leftovers, &snapshot).unwrap();
+        settle::after(&adopted, &Shared::new(&mut memory), &leftovers, &snapshot).unwrap();
         check(&adopted, &memory);
         prop_assert_eq!(memory.services, before.services);
         prop_assert_eq!(memory.backends, before.backends);

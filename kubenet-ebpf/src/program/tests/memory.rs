@@ -1,6 +1,9 @@
 //! Maps in memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use kubenet_core::route::FrontendAddress;
 
@@ -66,7 +69,7 @@ impl Memory {
     fn write(&mut self) {
         match self.writes_left.checked_sub(1) {
             Some(left) => self.writes_left = left,
-            None => std::panic::resume_unwind(Box::new(Crash)),
+            None => resume_unwind(Box::new(Crash)),
         }
     }
 
@@ -181,7 +184,7 @@ impl Arrays for Memory {
     }
 }
 
-impl Tables for Memory {
+impl Memory {
     fn write_backend(&mut self, family: IpFamily, handle: Handle, backend: &Backend) {
         self.write();
         let size = if family == IpFamily::V4 { self.sizes.backends4 } else { self.sizes.backends6 };
@@ -245,20 +248,25 @@ impl Tables for Memory {
         Vec::new()
     }
 
-    fn write_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        self.write();
-        let family = self.sources.iter().filter(|(_, c)| IpFamily::of(c.addr()) == IpFamily::of(cidr.addr()));
-        assert!(family.count() < self.sizes.source_ranges as usize, "room is looked for before");
-        self.sources.insert((service, *cidr));
-        self.look();
-        Ok(())
+    fn write_sources(&mut self, sources: &[(u32, IpNet)]) -> Failures {
+        for (service, cidr) in sources {
+            self.write();
+            let of_family = |c: &IpNet| IpFamily::of(c.addr()) == IpFamily::of(cidr.addr());
+            let there = self.sources.iter().filter(|(_, c)| of_family(c)).count();
+            assert!(there < self.sizes.source_ranges as usize, "room is looked for before");
+            self.sources.insert((*service, *cidr));
+            self.look();
+        }
+        Vec::new()
     }
 
-    fn remove_source(&mut self, service: u32, cidr: &IpNet) -> Result<(), DatapathError> {
-        self.write();
-        self.sources.remove(&(service, *cidr));
-        self.look();
-        Ok(())
+    fn remove_sources(&mut self, sources: &[(u32, IpNet)]) -> Failures {
+        for source in sources {
+            self.write();
+            self.sources.remove(source);
+            self.look();
+        }
+        Vec::new()
     }
 
     fn write_services(&mut self, services: &[(Frontend, layout::Service)]) -> Failures {
@@ -295,5 +303,69 @@ impl Tables for Memory {
         self.grace_periods += 1;
         self.old.clear();
         true
+    }
+}
+
+/// The same, for all threads: one after the other, in any order.
+pub(super) struct Shared<'a>(Mutex<&'a mut Memory>);
+
+impl<'a> Shared<'a> {
+    pub(super) fn new(memory: &'a mut Memory) -> Self {
+        Self(Mutex::new(memory))
+    }
+
+    fn get(&self) -> MutexGuard<'_, &'a mut Memory> {
+        // The process ends in a thread that has it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tables for Shared<'_> {
+    fn write_backend(&self, family: IpFamily, handle: Handle, backend: &Backend) {
+        self.get().write_backend(family, handle, backend);
+    }
+
+    fn kill_backend(&self, family: IpFamily, id: u32) {
+        self.get().kill_backend(family, id);
+    }
+
+    fn write_slots(&self, base: u32, ids: &[u32]) {
+        self.get().write_slots(base, ids);
+    }
+
+    fn write_names(&self, names: &[(u32, layout::ServiceName)]) -> Failures {
+        self.get().write_names(names)
+    }
+
+    fn remove_names(&self, ids: &[u32]) -> Failures {
+        self.get().remove_names(ids)
+    }
+
+    fn write_cluster_ips(&self, addresses: &[IpAddr]) -> Failures {
+        self.get().write_cluster_ips(addresses)
+    }
+
+    fn remove_cluster_ips(&self, addresses: &[IpAddr]) -> Failures {
+        self.get().remove_cluster_ips(addresses)
+    }
+
+    fn write_sources(&self, sources: &[(u32, IpNet)]) -> Failures {
+        self.get().write_sources(sources)
+    }
+
+    fn remove_sources(&self, sources: &[(u32, IpNet)]) -> Failures {
+        self.get().remove_sources(sources)
+    }
+
+    fn write_services(&self, services: &[(Frontend, layout::Service)]) -> Failures {
+        self.get().write_services(services)
+    }
+
+    fn remove_services(&self, frontends: &[Frontend]) -> Failures {
+        self.get().remove_services(frontends)
+    }
+
+    fn wait_grace_period(&self) -> bool {
+        self.get().wait_grace_period()
     }
 }
