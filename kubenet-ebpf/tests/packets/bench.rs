@@ -375,9 +375,14 @@ impl Bench {
 
     /// Changes the backends of a frontend, which stays the same Service's.
     pub fn replace_set(&mut self, frontend: SocketAddr, proto: Proto, backends: &[u32]) {
+        self.replace_set_with(0, frontend, proto, backends);
+    }
+
+    /// The same with flags.
+    pub fn replace_set_with(&mut self, flags: u32, frontend: SocketAddr, proto: Proto, backends: &[u32]) {
         let id = self.next_service;
         self.next_service -= 1;
-        self.serve(frontend, proto, 0, backends, backends);
+        self.serve(frontend, proto, flags, backends, backends);
         assert_eq!(self.next_service, id);
     }
 

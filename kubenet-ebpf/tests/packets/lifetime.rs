@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::{
     bench::{ALIVE, Bench, DRAINING, Hook, TERMINATING, for_each_kind},
+    facts::Word,
     frame::{Flags, Frame, Proto},
     nets::{Net, at},
 };
@@ -108,6 +109,38 @@ fn while_draining_udp_leaves_a_backend_that_does_not_answer() {
         bench.expect_passed(Hook::FromPod, there);
         bench.expect_passed(Hook::FromExternal, answer);
         assert_eq!(bench.entries(), 0, "the flow is its successor's");
+    });
+}
+
+/// A backend that others may have still: the frontend counts that it has lost one.
+#[test]
+fn udp_looks_for_its_backend_in_the_set_when_the_frontend_has_lost_one() {
+    const CUT: u32 = 1 << 16;
+    for_each_kind(|bench, net, proto| {
+        if proto != Proto::Udp {
+            return;
+        }
+        let flow = established(bench, net, proto);
+        let flags = |bench: &mut Bench| {
+            let entry = bench.entry("conntrack", flow.client, flow.frontend, proto).expect("a known flow");
+            entry.get(Word::Flags) & (0xffff * CUT)
+        };
+        assert_eq!(flags(bench), 0);
+        let other = bench.backend(flow.new, 0);
+        // Another than this one was lost.
+        for cuts in [1, 2, 0xffff, 0] {
+            bench.replace_set_with(cuts * CUT, flow.frontend, proto, &[flow.id, other]);
+            bench.expect_forwarded(Hook::FromPod, flow.syn(proto), flow.client, flow.old);
+            assert_eq!(flags(bench), cuts * CUT, "it has looked");
+        }
+        // This one was.
+        bench.replace_set_with(CUT, flow.frontend, proto, &[other]);
+        bench.expect_forwarded(Hook::FromPod, flow.syn(proto), flow.client, flow.new);
+        assert_eq!(flags(bench), CUT);
+        // And the last one.
+        bench.replace_set_with(2 * CUT, flow.frontend, proto, &[]);
+        bench.expect_answered(Hook::FromPod, flow.syn(proto), Frame::refusal);
+        assert_eq!(bench.entries(), 0);
     });
 }
 

@@ -200,9 +200,11 @@ fn s6_the_port_of_a_connection_that_ended_a_moment_ago_is_the_last_to_be_taken()
                 let fin = client(i).flags(Flags::Fin);
                 bench.expect_forwarded(Hook::FromExternal, fin, at(net.node, port), backend);
             };
+            // Two ticks ago, and one.
             end(bench, 1, before);
-            bench.age(2);
+            bench.age(1);
             end(bench, 2, just_now);
+            bench.age(1);
             taken += u32::from(open(bench, net, Hook::FromExternal, client(3), backend) == just_now);
         }
         // Each of seven random tries has to miss the other port for that.
