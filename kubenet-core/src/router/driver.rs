@@ -27,6 +27,9 @@ use crate::{
 
 type Answer<T> = oneshot::Sender<Result<T, RouterError>>;
 
+/// Who asked it to close, and what came of it.
+type Closing = (Answer<()>, Result<(), RouterError>);
+
 type Look = Box<dyn FnOnce(&RouteTable) + Send>;
 
 pub(super) enum Command {
@@ -121,7 +124,17 @@ impl Driver {
         self.news.hub()
     }
 
-    pub(super) fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+    pub(super) fn run(mut self, inbox: mpsc::Receiver<Command>) {
+        let closing = self.serve(&inbox);
+        // Whoever hears that it is closed must not be able to hand in more, which nobody would see.
+        drop(inbox);
+        if let Some((answer, closed)) = closing {
+            let _ = answer.send(closed);
+        }
+    }
+
+    /// Until it is closed, or nobody is left who could.
+    fn serve(&mut self, inbox: &mpsc::Receiver<Command>) -> Option<Closing> {
         loop {
             let command = match self.next_deadline() {
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
@@ -129,22 +142,22 @@ impl Driver {
             };
             let burst = match command {
                 Ok(command) => iter::once(command).chain(inbox.try_iter().take(BURST)),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.act(Instant::now());
                     continue;
                 }
             };
             for command in burst {
-                if self.handle(command).is_break() {
-                    return;
+                if let ControlFlow::Break(closing) = self.handle(command) {
+                    return Some(closing);
                 }
             }
             self.act(Instant::now());
         }
     }
 
-    fn handle(&mut self, command: Command) -> ControlFlow<()> {
+    fn handle(&mut self, command: Command) -> ControlFlow<Closing> {
         match command {
             Command::Changes { changes, submitted } => self.declare(changes, submitted),
             Command::Synced => {
@@ -179,8 +192,7 @@ impl Driver {
                 }
                 let closed = self.close(how);
                 self.news.emit(&RouterEvent::Closed);
-                let _ = answer.send(closed);
-                return ControlFlow::Break(());
+                return ControlFlow::Break((answer, closed));
             }
         }
         ControlFlow::Continue(())

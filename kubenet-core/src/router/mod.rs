@@ -162,7 +162,7 @@ impl ServiceRouter {
         let (status, events, health) = (driver.status(), driver.events(), driver.health());
         thread::Builder::new()
             .name("kubenet-router".into())
-            .spawn(move || driver.run(&inbox))
+            .spawn(move || driver.run(inbox))
             .map_err(|error| RouterError::Thread(Arc::new(error)))?;
         Ok(Self { commands, status, events, health })
     }
