@@ -5,7 +5,10 @@
 #define SNAT_OWN_TRIES 12
 #define SNAT_TRIES 16
 
-/* Makes the flow come from this node, with a random port that is free. */
+/*
+ * Gives the flow a random port that is free: with CT_SNAT one of this node's, else
+ * one of the client's own address, as netfilter does where a tuple is taken.
+ */
 static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 					  struct F(tuple) *target,
 					  struct F(new_entry) *entry)
@@ -15,12 +18,12 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 
 	if (!cfg || cfg->snat_port_max < cfg->snat_port_min)
 		return -EEXIST;
-	F(snat)(&target->saddr, cfg);
+	if (entry->ct.flags & CT_SNAT)
+		F(snat)(&target->saddr, cfg);
 	if (is_zero(target->saddr))
 		return -EEXIST;
 	first = cfg->snat_port_min;
 	ports = cfg->snat_port_max - first + 1;
-	entry->ct.flags |= CT_SNAT;
 	for (int i = 0; i < SNAT_TRIES; i++) {
 		bool hurry = i >= SNAT_TRIES / 2;
 		__u32 closed = hurry ? LAST_ACK : TIME_WAIT;
@@ -64,7 +67,9 @@ static __always_inline bool F(is_here)(const struct F(backend) *backend)
 /*
  * Fills `target`. The client's own port is kept if it can be: when another
  * flow has it already on the way to the same backend, another backend may do
- * where the pick is random, else masquerading tells the two apart.
+ * where the pick is random, else another port tells the two apart. The address
+ * changes only where it must: the stack drops what comes from outside with one of
+ * the node's.
  */
 static __always_inline long F(assign)(const struct F(tuple) *tuple,
 				      struct F(tuple) *target,
@@ -89,17 +94,23 @@ static __always_inline long F(assign)(const struct F(tuple) *tuple,
 		copy(target->daddr, backend->addr);
 		set_ports(&target->sport, two(tuple->sport, backend->port));
 		/* A backend that reaches itself would answer itself. */
-		if (same(backend->addr, tuple->saddr))
+		flow->flags &= ~CT_SNAT;
+		if (same(backend->addr, tuple->saddr)) {
+			flow->flags |= CT_SNAT;
 			break;
+		}
 		if (masquerade && !F(is_here)(backend)) {
-			if (!have_dsr || !outside)
+			if (!have_dsr || !outside) {
+				flow->flags |= CT_SNAT;
 				break;
+			}
 			flow->flags |= CT_DIRECT;
 		}
 		err = F(ct_create)(tuple, target, entry, 0, UDP_IDLE);
 		if (err != -EEXIST)
 			return err;
-		flow->flags &= ~CT_DIRECT;
+		if (flow->flags & CT_DIRECT)
+			flow->flags ^= CT_DIRECT | CT_SNAT;
 	}
 	if (!found)
 		return -EHOSTUNREACH;

@@ -142,7 +142,7 @@ struct tuple6 {
 #define CT_SEEN_REPLY	0x02	/* on the forward entry: the backend answered */
 #define CT_FIN		0x04	/* a FIN was seen in this entry's direction */
 #define CT_RST		0x08	/* closed by a reset */
-#define CT_SNAT		0x10	/* the source was replaced, too */
+#define CT_SNAT		0x10	/* the source is the node's, too */
 #define CT_KEPT		0x20	/* `established` has a copy */
 #define CT_DIRECT	0x40	/* the backend's node answers by itself: see dsr.h */
 

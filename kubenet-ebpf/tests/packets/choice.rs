@@ -75,7 +75,7 @@ fn maglev_gives_a_client_what_the_table_says_from_any_port() {
 }
 
 #[test]
-fn maglev_masquerades_where_a_flow_with_the_clients_port_is_there_already() {
+fn maglev_takes_another_port_where_a_flow_with_the_clients_is_there_already() {
     for_tcp_and_udp(|bench, net, proto| {
         let [one, two] = [8080, 8081].map(|port| bench.backend(at(net.pod_there, port), 0));
         // Two frontends with one table; the client has the same backend behind both.
@@ -90,8 +90,8 @@ fn maglev_masquerades_where_a_flow_with_the_clients_port_is_there_already() {
         let l4 = frame.l4();
         let ports = [0, 2].map(|i| u16::from_be_bytes([outcome.bytes[l4 + i], outcome.bytes[l4 + i + 1]]));
         assert_eq!(ports[1], first, "the same backend");
-        assert!((20_000..=29_999).contains(&ports[0]), "from a port of the node: {ports:?}");
-        let masqueraded = frame.forwarded(at(net.node, ports[0]), at(net.pod_there, first));
-        assert_eq!(outcome.bytes, masqueraded.bytes());
+        assert!((20_000..=29_999).contains(&ports[0]), "from a port that is free: {ports:?}");
+        let told_apart = frame.forwarded(at(net.pod, ports[0]), at(net.pod_there, first));
+        assert_eq!(outcome.bytes, told_apart.bytes());
     });
 }

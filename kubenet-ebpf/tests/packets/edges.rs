@@ -3,8 +3,8 @@
 
 use crate::{
     bench::{
-        Bench, DRAINING, EXTERNAL_DROP, Hook, INTERNAL_DROP, MASQ_OUTSIDE, MASQ_PODS, Metric, OK, Outcome,
-        REDIRECT, SHOT, SNAT6_SECOND, UNSPEC, for_each_kind, on_bench,
+        Bench, DRAINING, EXTERNAL_DROP, Hook, INTERNAL_DROP, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, OK,
+        Outcome, REDIRECT, SHOT, SNAT6_SECOND, UNSPEC, for_each_kind, for_tcp_and_udp, on_bench,
     },
     direct::marked,
     frame::{Flags, Frame, L3, Proto, without_length},
@@ -81,6 +81,23 @@ fn a_backend_with_an_address_of_the_node_is_here_whatever_its_endpoint_says() {
         bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
         let source = at(net.node, if proto == Proto::Sctp { client.port() } else { 20000 });
         bench.expect_forwarded(Hook::FromExternal, Frame::new(proto, client, frontend), source, elsewhere);
+    });
+}
+
+/// Nor with a source of the node's own, which would tell two flows from one port apart.
+#[test]
+fn two_frontends_of_a_process_here_are_told_apart_by_the_clients_port() {
+    for_tcp_and_udp(|bench, net, proto| {
+        let (client, process) = (at(net.outside, 40000), at(net.node, 8080));
+        let id = bench.backend(process, LOCAL);
+        bench.configure(0, 20000..=20000);
+        let frontends = [at(net.vip, 80), at(net.vip, 81)];
+        for (frontend, source) in frontends.into_iter().zip([client, at(net.outside, 20000)]) {
+            bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
+            let mut frame = Frame::new(proto, client, frontend);
+            let outcome = bench.send(Hook::FromExternal, &mut frame);
+            assert_eq!(outcome, Outcome { action: OK, bytes: frame.with(source, process).bytes() });
+        }
     });
 }
 

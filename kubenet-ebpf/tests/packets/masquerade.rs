@@ -1,6 +1,6 @@
 //! Flows that are made to come from this node. Those of SCTP keep their port, see there.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     bench::{Bench, Hook, LOCAL, MASQ_OUTSIDE, MASQ_PODS, Metric, REDIRECT, SNAT6_SECOND, for_tcp_and_udp},
@@ -10,11 +10,17 @@ use crate::{
 
 /// Sends a first packet and returns the port that the node uses for it.
 #[track_caller]
-fn open(bench: &mut Bench, net: Net, hook: Hook, mut frame: Frame, backend: SocketAddr) -> u16 {
+fn open(bench: &mut Bench, net: Net, hook: Hook, frame: Frame, backend: SocketAddr) -> u16 {
+    open_from(bench, net.node, hook, frame, backend)
+}
+
+/// The same, with another address than the node's.
+#[track_caller]
+fn open_from(bench: &mut Bench, source: IpAddr, hook: Hook, mut frame: Frame, backend: SocketAddr) -> u16 {
     let outcome = bench.send(hook, &mut frame);
     assert_eq!(outcome.action, REDIRECT);
     let port = u16::from_be_bytes([outcome.bytes[frame.l4()], outcome.bytes[frame.l4() + 1]]);
-    assert_eq!(outcome.bytes, frame.forwarded(at(net.node, port), backend).bytes());
+    assert_eq!(outcome.bytes, frame.forwarded(at(source, port), backend).bytes());
     port
 }
 
@@ -257,11 +263,12 @@ fn one_port_of_a_client_on_the_way_to_one_backend_by_two_frontends() {
         bench.serve(two, proto, 0, &[id], &[id]);
         let client = at(net.pod, 40000);
         bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, one), client, backend);
-        let port = open(bench, net, Hook::FromPod, Frame::new(proto, client, two), backend);
+        // The address is the client's still: it need not be another.
+        let port = open_from(bench, net.pod, Hook::FromPod, Frame::new(proto, client, two), backend);
 
         let answer = |to| Frame::new(proto, backend, to).flags(Flags::Ack);
         bench.expect_forwarded(Hook::FromExternal, answer(client), one, client);
-        bench.expect_forwarded(Hook::FromExternal, answer(at(net.node, port)), two, client);
+        bench.expect_forwarded(Hook::FromExternal, answer(at(net.pod, port)), two, client);
     });
 }
 
