@@ -1,16 +1,12 @@
 //! Addresses with Services that are no cluster IPs: the programs let nothing pass there of which they cannot tell
 //! whether it is a Service's.
 
-use std::{collections::HashSet, net::IpAddr, os::fd::AsFd, sync::Arc};
+use std::{collections::HashSet, io, net::IpAddr, os::fd::AsFd, sync::Arc};
 
-use aya::maps::{IterableMap, MapError};
+use aya::maps::IterableMap;
 use kubenet_core::route::{Frontend, FrontendAddress, Route};
 
-use super::{
-    Engine,
-    maps::{Maps, deleted},
-    sys,
-};
+use super::{Engine, maps::Maps, sys, tables::by_family};
 use crate::layout::{Addr4, Addr6};
 
 /// The address of a route, where it is one of these.
@@ -25,10 +21,7 @@ impl Engine {
     /// Before routes are written: their addresses are known first.
     pub(super) fn add_addresses(&mut self, upserts: &[Arc<Route>]) {
         let addresses: HashSet<IpAddr> = upserts.iter().filter_map(|route| address(route)).collect();
-        for address in addresses {
-            let written = self.maps.write_address(address);
-            warn(address, written);
-        }
+        self.maps.write_addresses(&Vec::from_iter(addresses));
     }
 
     /// The addresses that routes may leave when these are written and these frontends removed.
@@ -43,12 +36,8 @@ impl Engine {
 
     /// Afterwards: forgets those of them on which nothing is left.
     pub(super) fn leave_addresses(&mut self, addresses: HashSet<IpAddr>) {
-        for ip in addresses {
-            if !self.state.has_other(ip) {
-                let removed = self.maps.remove_address(ip);
-                warn(ip, removed);
-            }
-        }
+        let left: Vec<IpAddr> = addresses.into_iter().filter(|ip| !self.state.has_other(*ip)).collect();
+        self.maps.remove_addresses(&left);
     }
 
     /// Makes the maps hold the addresses of all routes, and no others.
@@ -61,39 +50,32 @@ impl Engine {
                 return;
             }
         };
-        for ip in wanted.difference(&found) {
-            let written = self.maps.write_address(*ip);
-            warn(*ip, written);
-        }
-        for ip in found.difference(&wanted) {
-            let removed = self.maps.remove_address(*ip);
-            warn(*ip, removed);
-        }
+        self.maps.write_addresses(&Vec::from_iter(wanted.difference(&found).copied()));
+        self.maps.remove_addresses(&Vec::from_iter(found.difference(&wanted).copied()));
     }
 }
 
-fn warn(address: IpAddr, result: Result<(), MapError>) {
-    if let Err(error) = result {
+fn warn(addresses: &[IpAddr], failed: impl IntoIterator<Item = (usize, io::Error)>) {
+    for (place, error) in failed {
+        let address = addresses[place];
         tracing::warn!(%error, %address, "early fragments to this address are treated as those to any other");
     }
 }
 
 impl Maps {
-    fn write_address(&mut self, address: IpAddr) -> Result<(), MapError> {
-        match address {
-            IpAddr::V4(a) => self.v4.service_addrs.insert(Addr4::from(a), 1, 0),
-            IpAddr::V6(a) => self.v6.service_addrs.insert(Addr6::from(a), 1, 0),
-        }
+    fn write_addresses(&self, addresses: &[IpAddr]) {
+        let (v4, v6) = by_family(addresses, 1);
+        warn(addresses, v4.write(&self.v4.service_addrs));
+        warn(addresses, v6.write(&self.v6.service_addrs));
     }
 
-    fn remove_address(&mut self, address: IpAddr) -> Result<(), MapError> {
-        deleted(match address {
-            IpAddr::V4(a) => self.v4.service_addrs.remove(&a.into()),
-            IpAddr::V6(a) => self.v6.service_addrs.remove(&a.into()),
-        })
+    fn remove_addresses(&self, addresses: &[IpAddr]) {
+        let (v4, v6) = by_family(addresses, ());
+        warn(addresses, v4.delete(&self.v4.service_addrs));
+        warn(addresses, v6.delete(&self.v6.service_addrs));
     }
 
-    fn addresses(&self) -> std::io::Result<HashSet<IpAddr>> {
+    fn addresses(&self) -> io::Result<HashSet<IpAddr>> {
         let mut found = HashSet::new();
         sys::for_each(self.v4.service_addrs.map().fd().as_fd(), |address: Addr4, _: u32| {
             found.insert(address.into());

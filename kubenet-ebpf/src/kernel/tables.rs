@@ -116,7 +116,7 @@ impl Maps {
 }
 
 /// Entries of one map, and the place of each in what was asked for.
-struct Batch<K, V> {
+pub(super) struct Batch<K, V> {
     places: Vec<usize>,
     keys: Vec<K>,
     values: Vec<V>,
@@ -148,7 +148,7 @@ impl<K: Pod, V: Pod> Batch<K, V> {
     /// With one call. From the entry on that the kernel refuses, or all where it has no batches for such a map (before
     /// 5.6, for tries before 5.13), each has a call of its own: a map that is full fails those for which there is no
     /// room, and no others.
-    fn write(&self, map: &impl IterableMap<K, V>) -> Vec<(usize, io::Error)> {
+    pub(super) fn write(&self, map: &impl IterableMap<K, V>) -> Vec<(usize, io::Error)> {
         let map = map.map().fd().as_fd();
         let done = match self.keys.len() {
             0 | 1 => 0,
@@ -161,7 +161,7 @@ impl<K: Pod, V: Pod> Batch<K, V> {
 
 impl<K: Pod> Batch<K, ()> {
     /// Deletes, as [`Batch::write`] writes. What is not there is no failure.
-    fn delete<V: Pod>(&self, map: &impl IterableMap<K, V>) -> Vec<(usize, io::Error)> {
+    pub(super) fn delete<V: Pod>(&self, map: &impl IterableMap<K, V>) -> Vec<(usize, io::Error)> {
         let map = map.map().fd().as_fd();
         let done = match self.keys.len() {
             0 | 1 => 0,
@@ -186,7 +186,7 @@ fn by_key<V>(
     (v4, v6)
 }
 
-fn by_family<V: Copy>(addresses: &[IpAddr], value: V) -> (Batch<Addr4, V>, Batch<Addr6, V>) {
+pub(super) fn by_family<V: Copy>(addresses: &[IpAddr], value: V) -> (Batch<Addr4, V>, Batch<Addr6, V>) {
     let (mut v4, mut v6) = (Batch::default(), Batch::default());
     for (place, address) in addresses.iter().enumerate() {
         match *address {
