@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Every flow has a pair of entries:
+ * Every flow has a pair of entries, side by side:
  *
  *	client -> frontend	becomes	client or node -> backend
  *	backend -> client or node	becomes	frontend -> client	(CT_REPLY)
@@ -28,21 +28,29 @@ static __always_inline void F(ct_target)(struct F(tuple) *to,
 	set_proto(&to->proto, proto);
 }
 
-static __always_inline void F(ct_set_target)(struct F(conntrack) *ct,
-					     const struct F(tuple) *to)
+/*
+ * Whether the pair was not given to another flow while `read` was read of it. That
+ * is as good as never, unless a flood takes the pairs that nobody answered.
+ */
+static __always_inline bool F(ct_stays)(const struct F(conntrack) *ct,
+					const struct F(tuple) *tuple,
+					__u64 read)
 {
-	copy(ct->saddr, to->saddr);
-	copy(ct->daddr, to->daddr);
-	set_ports(&ct->sport, get_ports(&to->sport));
+	const struct F(conntrack) *again = read_after(ct, read);
+
+	return *(const volatile __u32 *)&again->key.sport ==
+	       get_ports(&tuple->sport);
 }
 
-/* The same for the other direction: what came in, turned round. */
-static __always_inline void F(ct_set_reply)(struct F(conntrack) *ct,
-					    const struct F(tuple) *from)
+/* The same of a target. */
+static __always_inline bool F(ct_kept)(const struct F(conntrack) *ct,
+				       const struct F(tuple) *tuple,
+				       const struct F(tuple) *target)
 {
-	copy(ct->saddr, from->daddr);
-	copy(ct->daddr, from->saddr);
-	set_ports(&ct->sport, turn_ports(&from->sport));
+	/* To be read again, not to be spilled. */
+	asm volatile("" : : "r"(target) : "memory");
+	return F(ct_stays)(ct, tuple,
+			   sum_words(target, sizeof(*target) / sizeof(__u32)));
 }
 
 /* The key of the other direction. */
@@ -56,52 +64,9 @@ static __always_inline void F(ct_peer_key)(struct F(tuple) *key,
 	set_proto(&key->proto, proto);
 }
 
-static __always_inline const struct F(conntrack) *F(ct_peer)(
-	const struct F(conntrack) *ct, __u8 proto)
+static __always_inline void F(ct_forget)(const struct packet *pkt)
 {
-	struct F(tuple) key = {};
-
-	F(ct_peer_key)(&key, ct, proto);
-	return F(ct_peek)(&key);
-}
-
-static __noinline void F(ct_forget)(const struct F(tuple) *key,
-				    struct F(conntrack) *ct)
-{
-	struct F(tuple) peer_key = {};
-	struct F(conntrack) *peer;
-
-	F(ct_peer_key)(&peer_key, ct, key->proto);
-	F(settle)(ct);
-	peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
-	if (peer)
-		F(settle)(peer);
-	if (ct->flags & CT_KEPT)
-		F(ct_let_go)(key, &peer_key);
-	bpf_map_delete_elem(&F(conntrack), &peer_key);
-	bpf_map_delete_elem(&F(conntrack), key);
-}
-
-/* A reset, or FIN from both sides. */
-static __always_inline bool F(ct_closed)(const struct F(conntrack) *ct,
-					 const struct F(conntrack) *peer)
-{
-	__u32 either = ct->flags, both = 0;
-
-	if (peer) {
-		either |= peer->flags;
-		both = ct->flags & peer->flags;
-	}
-	return (either & CT_RST) || (both & CT_FIN);
-}
-
-/* Neither side was heard for so long. */
-static __always_inline bool F(ct_idle)(const struct F(conntrack) *ct,
-				       const struct F(conntrack) *peer,
-				       __u32 now, __u32 ticks)
-{
-	return older(ct->last_seen, now, ticks) &&
-	       (!peer || older(peer->last_seen, now, ticks));
+	F(ct_drop)((pkt->place & FLOW_PLACE) >> 1, 0);
 }
 
 /*
@@ -110,27 +75,22 @@ static __always_inline bool F(ct_idle)(const struct F(conntrack) *ct,
  * the Service before would have its answers translated.
  */
 static __always_inline enum flow F(ct_check_reply)(const struct packet *pkt,
-						   const struct F(tuple) *tuple,
-						   struct F(conntrack) *ct,
+						   const struct F(pair) *pair,
 						   __u32 now)
 {
-	const struct F(conntrack) *peer;
-
 	if (is_connection(pkt)) {
 		if (!is_syn_ack(pkt))
 			return FLOW_KNOWN;
-		peer = F(ct_peer)(ct, pkt->proto);
-		if (peer && !older(peer->last_seen, now, SYN_ANSWER) &&
-		    !F(ct_closed)(ct, peer))
+		if (!older(pair->half[0].last_seen, now, SYN_ANSWER) &&
+		    !F(ct_closed)(pair))
 			return FLOW_KNOWN;
 	} else {
-		if (!older(ct->last_seen, now, UDP_IDLE))
-			return FLOW_KNOWN;
-		peer = F(ct_peer)(ct, pkt->proto);
-		if (!F(ct_idle)(ct, peer, now, UDP_IDLE))
+		/* The other half is seldom needed. */
+		if (!older(pair->half[1].last_seen, now, UDP_IDLE) ||
+		    !F(ct_idle)(pair, now, UDP_IDLE))
 			return FLOW_KNOWN;
 	}
-	F(ct_forget)(tuple, ct);
+	F(ct_forget)(pkt);
 	return FLOW_NOT_OURS;
 }
 
@@ -162,10 +122,10 @@ static __noinline bool F(ct_may_keep)(const struct F(tuple) *tuple,
  */
 static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 					   const struct F(tuple) *tuple,
-					   struct F(conntrack) *ct, __u32 now)
+					   struct F(pair) *pair, __u32 now)
 {
+	struct F(conntrack) *ct = &pair->half[0];
 	const struct F(backend) *backend;
-	const struct F(conntrack) *peer;
 	const struct service *service;
 	const struct config *cfg;
 	bool draining;
@@ -187,127 +147,42 @@ static __always_inline bool F(ct_may_stay)(const struct packet *pkt,
 	if (is_connection(pkt)) {
 		if (draining || backend->flags & BACKEND_TERMINATING)
 			return false;
-		return !F(ct_closed)(ct, F(ct_peer)(ct, pkt->proto));
+		return !F(ct_closed)(pair);
 	}
-	if (draining) {
-		peer = F(ct_peer)(ct, pkt->proto);
-		return peer && !older(peer->last_seen, now, UDP_HURRY);
-	}
+	if (draining)
+		return !older(pair->half[1].last_seen, now, UDP_HURRY);
 	return !older(ct->last_seen, now, UDP_IDLE) ||
-	       !F(ct_idle)(ct, F(ct_peer)(ct, pkt->proto), now, UDP_IDLE);
+	       !F(ct_idle)(pair, now, UDP_IDLE);
 }
 
 /* The beginning of a connection, or a datagram. Apart, for the stack's sake. */
 static __noinline enum flow F(ct_check_begin)(const struct packet *pkt,
 					      const struct F(tuple) *tuple,
-					      struct F(conntrack) *ct,
-					      __u32 now)
+					      struct F(pair) *pair, __u32 now)
 {
-	if (ct->flags & CT_REPLY)
-		return F(ct_check_reply)(pkt, tuple, ct, now);
-	if (F(ct_may_stay)(pkt, tuple, ct, now))
+	if (pkt->place & CT_REPLY)
+		return F(ct_check_reply)(pkt, pair, now);
+	if (F(ct_may_stay)(pkt, tuple, pair, now))
 		return FLOW_KNOWN;
-	F(ct_forget)(tuple, ct);
+	F(ct_forget)(pkt);
 	return FLOW_NEW;
 }
 
 static __always_inline enum flow F(ct_check)(const struct packet *pkt,
 					     const struct F(tuple) *tuple,
-					     struct F(conntrack) *ct, __u32 now)
+					     struct F(pair) *pair, __u32 now)
 {
 	/* In both directions, an established connection goes on. */
 	if (is_connection(pkt) && !(pkt->tcp_flags & TCP_SYN))
 		return FLOW_KNOWN;
-	return F(ct_check_begin)(pkt, tuple, ct, now);
-}
-
-/* Writes the other direction again, at `key`, if the LRU has dropped it. */
-static __always_inline void F(ct_heal)(const struct F(tuple) *tuple,
-				       const struct F(conntrack) *ct,
-				       const struct F(tuple) *key)
-{
-	struct F(new_entry) *entry;
-	struct F(conntrack) *peer;
-	__u32 zero = 0;
-
-	if (F(ct_find)(key))
-		return;
-	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
-	if (!entry)
-		return;
-	peer = &entry->ct;
-	__builtin_memset(peer, 0, sizeof(*peer));
-	peer->service = ct->service;
-	peer->backend = ct->backend;
-	peer->generation = ct->generation;
-	peer->last_seen = ct->last_seen;
-	peer->flags = (ct->flags ^ CT_REPLY) & ~CT_FIN;
-	peer->service_generation = ct->service_generation;
-	F(ct_set_reply)(peer, tuple);
-	bpf_map_update_elem(&F(conntrack), key, peer, BPF_NOEXIST);
-}
-
-/*
- * Whether a flow that goes on in another tick is worth keeping: its client has
- * heard the backend, and neither says that it ends.
- */
-static __always_inline bool F(ct_lasts)(const struct packet *pkt,
-					const struct F(conntrack) *ct)
-{
-	if (is_syn(pkt) || is_syn_ack(pkt) || ct->flags & (CT_FIN | CT_RST))
-		return false;
-	/* Only answers come by here. */
-	if (have_dsr && ct->flags & CT_REPLY && ct->flags & CT_DIRECT)
-		return true;
-	return (ct->flags & (CT_REPLY | CT_SEEN_REPLY)) == CT_SEEN_REPLY;
-}
-
-/*
- * What few packets of a flow have to tell the other direction stands apart: its
- * key would take room on the stack of all others.
- */
-
-/* The flow ends, and needs no copies. */
-static __noinline void F(ct_end)(const struct F(tuple) *tuple,
-				 const struct F(conntrack) *ct)
-{
-	struct F(tuple) peer_key = {};
-
-	F(ct_peer_key)(&peer_key, ct, tuple->proto);
-	F(ct_let_go)(tuple, &peer_key);
-}
-
-/* The backend answers for the first time. */
-static __noinline void F(ct_answered)(const struct F(tuple) *tuple,
-				      const struct F(conntrack) *ct)
-{
-	struct F(tuple) peer_key = {};
-	struct F(conntrack) *peer;
-
-	F(ct_peer_key)(&peer_key, ct, tuple->proto);
-	peer = bpf_map_lookup_elem(&F(conntrack), &peer_key);
-	if (peer)
-		peer->flags |= CT_SEEN_REPLY;
-}
-
-/* The flow goes on in another tick. */
-static __noinline void F(ct_goes_on)(const struct packet *pkt,
-				     const struct F(tuple) *tuple,
-				     struct F(conntrack) *ct)
-{
-	struct F(tuple) peer_key = {};
-
-	F(ct_peer_key)(&peer_key, ct, tuple->proto);
-	F(ct_heal)(tuple, ct, &peer_key);
-	if (F(ct_lasts)(pkt, ct))
-		F(ct_keep)(tuple, ct, &peer_key);
+	return F(ct_check_begin)(pkt, tuple, pair, now);
 }
 
 /* Notes what the packet says about its flow. */
 static __always_inline void F(ct_touch)(const struct packet *pkt,
-					const struct F(tuple) *tuple,
-					struct F(conntrack) *ct, __u32 now)
+					struct F(pair) *pair, __u32 now)
 {
+	struct F(conntrack) *ct = F(half)(pair, pkt->place);
 	bool settle = false;
 	__u32 flags = 0;
 
@@ -316,10 +191,9 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 		flags |= CT_FIN;
 	if (pkt->tcp_flags & TCP_RST)
 		flags |= CT_RST;
-	if (flags && ct->flags & CT_KEPT)
-		F(ct_end)(tuple, ct);
 	if ((ct->flags & (CT_REPLY | CT_SEEN_REPLY)) == CT_REPLY) {
-		F(ct_answered)(tuple, ct);
+		/* The backend answers for the first time. */
+		pair->half[0].flags |= CT_SEEN_REPLY;
 		flags |= CT_SEEN_REPLY;
 		/* Often it is the only answer. */
 		settle = true;
@@ -328,86 +202,129 @@ static __always_inline void F(ct_touch)(const struct packet *pkt,
 	if (have_dsr && ct->flags & CT_DIRECT && !(ct->flags & CT_REPLY) &&
 	    is_connection(pkt) && !is_syn(pkt))
 		flags |= CT_SEEN_REPLY;
-	if (flags & ~ct->flags)
-		ct->flags |= flags;
 	if (ct->last_seen != now) {
 		ct->last_seen = now;
 		ct->route.ifindex = 0;
-		F(ct_goes_on)(pkt, tuple, ct);
+		if (!is_connection(pkt))
+			flags |= CT_LASTS;
 		settle = true;
 	}
+	if (flags & ~ct->flags)
+		ct->flags |= flags;
 	if (settle || F(must_settle)(ct))
-		F(settle)(ct);
-}
-
-/* Whether both are entries of one flow, from one backend. */
-static __always_inline bool F(ct_same_target)(const struct F(conntrack) *a,
-					      const struct F(conntrack) *b)
-{
-	return same_words(
-		a, b, offsetof(struct F(conntrack), service) / sizeof(__u32));
+		F(settle)(pair, pkt->place & CT_REPLY);
 }
 
 /*
- * Whether another flow gives up its reply entry at `key`: it was closed at
- * least `closed` ticks ago, or is UDP and was silent for `udp_idle` ticks.
+ * Whether another flow gives up the answers' tuple: it was closed at least
+ * entry->closed ticks ago, or is UDP and was silent for entry->udp_idle. Or it is
+ * the same flow, which another CPU just made or its client begins anew.
  */
-static __always_inline bool F(ct_gives_way)(const struct F(tuple) *key,
-					    const struct F(conntrack) *owner,
-					    __u32 now, __u32 closed,
-					    __u32 udp_idle)
+static __always_inline bool F(ct_gives_way)(const struct F(new_entry) *entry,
+					    __u32 place)
 {
-	__u32 idle = key->proto == IPPROTO_UDP ? udp_idle : TCP_IDLE;
-	const struct F(conntrack) *peer;
-	struct F(tuple) peer_key = {};
+	__u32 idle = entry->target.proto == IPPROTO_UDP ? entry->udp_idle
+							: TCP_IDLE;
+	const struct F(pair) *owner = F(pair_at)(place);
 
-	F(ct_peer_key)(&peer_key, owner, key->proto);
-	peer = F(ct_peek)(&peer_key);
-	if (F(ct_closed)(owner, peer))
-		idle = closed;
-	if (!F(ct_idle)(owner, peer, now, idle))
+	if (!owner)
 		return false;
-	if (owner->flags & CT_KEPT)
-		F(ct_let_go)(key, &peer_key);
-	bpf_map_delete_elem(&F(conntrack), &peer_key);
-	return true;
+	if (F(ct_is)(&owner->half[0], &entry->key[0]))
+		return true;
+	if (F(ct_closed)(owner))
+		idle = entry->closed;
+	return F(ct_idle)(owner, entry->last_seen, idle);
+}
+
+static __always_inline void F(ct_set)(struct F(conntrack) *ct,
+				      const struct F(new_entry) *entry,
+				      const struct F(tuple) *key)
+{
+	__builtin_memcpy(&ct->key, key, sizeof(ct->key));
+	ct->service = entry->service;
+	ct->backend = entry->backend;
+	ct->last_seen = entry->last_seen;
+	ct->route.ifindex = 0;
+	ct->packets = 0;
+	ct->bytes = 0;
+}
+
+/* Nobody is to find half of it: the flags, with the protocol, come last. */
+static __always_inline void F(ct_write)(struct F(pair) *pair,
+					struct F(new_entry) *entry)
+{
+	__u32 flags = entry->flags | (__u32)entry->target.proto
+					     << CT_PROTO_SHIFT;
+	struct F(conntrack) *there = &pair->half[0], *back = &pair->half[1];
+
+	F(ct_set)(there, entry, &entry->key[0]);
+	there->generation = entry->generation;
+	__builtin_memcpy(&there->saddr, &entry->target, sizeof(there->key));
+	F(ct_set)(back, entry, &entry->key[1]);
+	back->generation = entry->service_generation;
+	copy(back->saddr, entry->key[0].daddr);
+	copy(back->daddr, entry->key[0].saddr);
+	set_ports(&back->sport, turn_ports(&entry->key[0].sport));
+	asm volatile("" ::: "memory");
+	back->flags = flags | CT_REPLY;
+	there->flags = flags;
 }
 
 /*
- * Writes both entries of a new flow, or none. -EEXIST: another flow has the
- * reply's tuple, see ct_gives_way().
+ * Makes the flow of the CPU's new_entry known with its target, in both directions,
+ * or in none. -EEXIST: another flow has the answers' tuple, see ct_gives_way().
+ *
+ * The slot for the answers comes first. Its lock has all other CPUs see the pair
+ * written before the client's slot, which is filled under the next one.
  */
-static __noinline long F(ct_create)(const struct F(tuple) *tuple,
-				    const struct F(tuple) *target,
-				    struct F(new_entry) *entry, __u32 closed,
-				    __u32 udp_idle)
+__noinline int F(ct_create)(void)
 {
-	struct F(conntrack) *flow = &entry->ct;
-	struct F(tuple) *key = &entry->reply;
-	const struct F(conntrack) *owner;
-	long err;
+	struct F(new_entry) *entry = F(get_new_entry)();
+	struct F(pair) *pair;
+	int found = -ENOSPC;
 
-	F(reverse)(key, target);
-	F(ct_set_reply)(flow, tuple);
-	flow->flags |= CT_REPLY;
-	/* The tuple of a flow that lasts is taken, though it was pushed out. */
-	F(ct_recall)(key);
-	err = bpf_map_update_elem(&F(conntrack), key, flow, BPF_NOEXIST);
-	if (err == -EEXIST) {
-		owner = bpf_map_lookup_elem(&F(conntrack), key);
-		if (owner && !F(ct_same_target)(owner, flow) &&
-		    !F(ct_gives_way)(key, owner, flow->last_seen, closed,
-				     udp_idle))
-			return -EEXIST;
-		err = bpf_map_update_elem(&F(conntrack), key, flow, BPF_ANY);
+	if (!entry)
+		return -ENOSPC;
+	pair = F(pair_at)(entry->pair << 1);
+	if (!pair || !entry->pair)
+		return -ENOSPC;
+	F(reverse)(&entry->key[1], &entry->target);
+	F(ct_write)(pair, entry);
+	for (int try = 0; try < FLOW_TRIES; try++) {
+		found = F(ct_link)(CT_REPLY);
+		if (found == -EAGAIN)
+			continue;
+		if (found <= 0)
+			break;
+		if (!F(ct_gives_way)(entry, found)) {
+			found = -EEXIST;
+			break;
+		}
+		F(ct_drop)((found & FLOW_PLACE) >> 1, 0);
+		found = -EAGAIN;
 	}
-	if (err)
-		return err;
-
-	F(ct_set_target)(flow, target);
-	flow->flags &= ~CT_REPLY;
-	err = bpf_map_update_elem(&F(conntrack), tuple, flow, BPF_ANY);
-	if (err)
-		bpf_map_delete_elem(&F(conntrack), key);
-	return err;
+	if (found) {
+		pair->half[1].flags = 0;
+		pair->half[0].flags = CT_CLAIMED;
+		return found;
+	}
+	for (int try = 0; try < FLOW_TRIES; try++) {
+		found = F(ct_link)(0);
+		if (found == -EAGAIN)
+			continue;
+		if (found <= 0)
+			break;
+		/* The newest flow of a client is the one that it means. */
+		F(ct_drop)((found & FLOW_PLACE) >> 1, 0);
+		found = -EAGAIN;
+	}
+	if (found) {
+		pair->half[1].flags = 0;
+		F(ct_unlink)(F(ct_hash)(&entry->key[1], entry->key[1].proto),
+			     (entry->pair << 1 | 1) & FLOW_PLACE);
+		pair->half[0].flags = CT_CLAIMED;
+		return found;
+	}
+	entry->pair = 0;
+	return 0;
 }

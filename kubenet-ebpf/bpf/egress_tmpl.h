@@ -52,21 +52,21 @@ static __always_inline int F(reject_own)(struct __sk_buff *skb,
 /* As serve(), of answers. */
 static __always_inline int F(serve_answer)(const struct __sk_buff *skb,
 					   const struct packet *pkt,
+					   struct F(pair) *pair,
 					   const struct F(tuple) *tuple,
 					   struct F(tuple) *target)
 {
-	struct F(conntrack) *ct;
 	__u32 now;
 
-	ct = F(ct_find)(tuple);
-	if (!ct || !(ct->flags & CT_REPLY))
+	if (!pair || !(pkt->place & CT_REPLY))
 		return F(egress_unknown)(skb, pkt, tuple);
 	now = now_ticks();
-	if (F(ct_check)(pkt, tuple, ct, now) != FLOW_KNOWN)
+	if (F(ct_check)(pkt, tuple, pair, now) != FLOW_KNOWN)
 		return TC_ACT_UNSPEC;
-	F(ct_target)(target, ct, tuple->proto);
-	F(ct_touch)(pkt, tuple, ct, now);
-	count(METRIC_FORWARDED);
+	F(ct_target)(target, &pair->half[1], tuple->proto);
+	if (!F(ct_kept)(&pair->half[1], tuple, target))
+		return drop(METRIC_DROP_CONNTRACK_FULL);
+	F(note_packet)(pkt, pair, now);
 	return TRANSLATE;
 }
 
@@ -89,7 +89,8 @@ static __always_inline int F(egress)(struct __sk_buff *skb)
 	case PARSED_FLOW:
 		break;
 	}
-	verdict = F(serve_answer)(skb, &pkt, &tuple, &target);
+	verdict = F(serve_answer)(skb, &pkt, F(ct_find)(&tuple, &pkt.place),
+				  &tuple, &target);
 	if (verdict == REJECT)
 		verdict = F(reject_own)(skb, &pkt, &tuple);
 	else if (verdict == TRANSLATE)

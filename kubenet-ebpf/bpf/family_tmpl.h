@@ -16,7 +16,7 @@
 #include "affinity_tmpl.h"
 #include "traffic_tmpl.h"
 #include "events_tmpl.h"
-#include "established_tmpl.h"
+#include "flows_tmpl.h"
 #include "conntrack_tmpl.h"
 #include "rewrite_tmpl.h"
 #include "answer_tmpl.h"

@@ -138,17 +138,19 @@ static __noinline int F(translate_error)(struct __sk_buff *skb,
 					 struct F(rare) *rare, bool leaving)
 {
 	const struct F(conntrack) *ct;
+	const struct F(pair) *pair;
 	struct F(tuple) *quoted = &rare->target;
 
 	copy(rare->from, rare->tuple);
 	if (!F(find_quoted)(skb, rare))
 		return TC_ACT_UNSPEC;
-	ct = F(ct_peek)(&rare->tuple);
-	if (!ct)
+	pair = F(ct_look)(&rare->tuple, &rare->quote.place);
+	if (!pair)
 		return TC_ACT_UNSPEC;
 	if (rare->quote.proto == IPPROTO_UDP &&
-	    F(ct_idle)(ct, F(ct_peer)(ct, IPPROTO_UDP), now_ticks(), UDP_IDLE))
+	    F(ct_idle)(pair, now_ticks(), UDP_IDLE))
 		return TC_ACT_UNSPEC;
+	ct = F(half)((void *)pair, rare->quote.place);
 	leaving = leaving && !(ct->flags & CT_REPLY);
 	if (leaving && skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;

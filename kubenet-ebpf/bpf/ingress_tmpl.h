@@ -34,21 +34,17 @@ static __always_inline int F(take_flow)(struct packet *pkt,
 }
 
 /*
- * The entry of a packet's flow. TRANSLATE if it is known and goes on; NEW_FLOW
- * for take_flow(), or what is to be done with the packet. Notes nothing yet.
+ * TRANSLATE if the flow is known (not NULL) and goes on; NEW_FLOW for take_flow(),
+ * or what is to be done with the packet. Notes nothing yet.
  */
 static __always_inline int F(find_flow)(const struct packet *pkt,
 					const struct F(tuple) *tuple,
-					struct F(conntrack) **found, __u32 *now)
+					struct F(pair) *pair, __u32 *now)
 {
-	struct F(conntrack) *ct;
-
-	ct = F(ct_find)(tuple);
-	if (!ct)
+	if (!pair)
 		return NEW_FLOW;
-	*found = ct;
 	*now = now_ticks();
-	switch (F(ct_check)(pkt, tuple, ct, *now)) {
+	switch (F(ct_check)(pkt, tuple, pair, *now)) {
 	case FLOW_NOT_OURS:
 		return TC_ACT_UNSPEC;
 	case FLOW_NEW:
@@ -61,37 +57,40 @@ static __always_inline int F(find_flow)(const struct packet *pkt,
 
 /* A packet of a known flow is on its way. */
 static __always_inline void F(note_packet)(const struct packet *pkt,
-					   const struct F(tuple) *tuple,
-					   struct F(conntrack) *ct, __u32 now)
+					   struct F(pair) *pair, __u32 now)
 {
-	F(ct_touch)(pkt, tuple, ct, now);
+	F(ct_touch)(pkt, pair, now);
 	count(METRIC_FORWARDED);
 }
 
 /* Whether a packet of a known flow is to be marked for direct server return. */
 static __always_inline bool F(is_direct)(const struct packet *pkt,
-					 const struct F(conntrack) *ct)
+					 const struct F(pair) *pair)
 {
-	return have_dsr && !(ct->flags & CT_REPLY) && ct->flags & CT_DIRECT &&
+	return have_dsr && !(pkt->place & CT_REPLY) &&
+	       pair->half[0].flags & CT_DIRECT &&
 	       (is_syn(pkt) || !is_connection(pkt));
 }
 
 /* The same at once: TRANSLATE comes with `target` filled. */
-static __always_inline int F(serve)(struct packet *pkt,
+static __always_inline int F(serve)(struct packet *pkt, struct F(pair) *pair,
 				    const struct F(tuple) *tuple,
 				    struct F(tuple) *target,
 				    struct F(route) **route)
 {
-	struct F(conntrack) *ct = NULL;
+	struct F(conntrack) *ct;
 	__u32 now = 0;
 	int verdict;
 
-	verdict = F(find_flow)(pkt, tuple, &ct, &now);
+	verdict = F(find_flow)(pkt, tuple, pair, &now);
 	if (verdict != TRANSLATE)
 		return verdict;
+	ct = F(half)(pair, pkt->place);
 	F(ct_target)(target, ct, tuple->proto);
-	F(note_packet)(pkt, tuple, ct, now);
-	pkt->direct = F(is_direct)(pkt, ct);
+	if (!F(ct_kept)(ct, tuple, target))
+		return drop(METRIC_DROP_CONNTRACK_FULL);
+	F(note_packet)(pkt, pair, now);
+	pkt->direct = F(is_direct)(pkt, pair);
 	*route = &ct->route;
 	return TRANSLATE;
 }
@@ -111,7 +110,8 @@ static __always_inline int F(ingress)(struct __sk_buff *skb)
 	case PARSED_FLOW:
 		break;
 	}
-	verdict = F(serve)(&pkt, &tuple, &target, &route);
+	verdict = F(serve)(&pkt, F(ct_find)(&tuple, &pkt.place), &tuple,
+			   &target, &route);
 	if (verdict == NEW_FLOW)
 		verdict = F(take_flow)(&pkt, &tuple, &target);
 	if (verdict == TRANSLATE) {

@@ -9,6 +9,7 @@
 #include "traffic.h"
 #include "events.h"
 #include "conntrack.h"
+#include "flows.h"
 #include "maglev.h"
 #include "service.h"
 #include "sockets.h"

@@ -2,24 +2,22 @@
 /* What marks of other nodes teach: see dsr.h. */
 
 /*
- * Whether the flow is known both ways, with this target: then it is heard of
+ * Whether the flow is known, with this target: then it is heard of
  * again. A connection that has ended, or begun to, is not what a SYN begins.
  */
 static __always_inline bool F(dsr_knows)(const struct F(tuple) *frontend,
 					 const struct F(tuple) *target)
 {
-	struct F(conntrack) *ct = F(ct_find)(frontend);
-	const struct F(conntrack) *peer;
-	struct F(tuple) known = {};
+	struct F(conntrack) *ct;
+	struct F(pair) *pair;
+	__u32 place;
 
-	if (!ct || ct->flags & CT_REPLY)
+	pair = F(ct_look)(frontend, &place);
+	if (!pair || place & CT_REPLY)
 		return false;
-	F(ct_target)(&known, ct, frontend->proto);
-	if (!same(known, *target))
-		return false;
-	/* Without its entry an answer would not come from the frontend. */
-	peer = F(ct_peer)(ct, frontend->proto);
-	if (!peer || (ct->flags | peer->flags) & (CT_FIN | CT_RST))
+	ct = &pair->half[0];
+	if (!same_words(&ct->saddr, target, sizeof(ct->key) / sizeof(__u32)) ||
+	    (ct->flags | pair->half[1].flags) & (CT_FIN | CT_RST))
 		return false;
 	if (ct->last_seen != now_ticks())
 		ct->last_seen = now_ticks();
@@ -36,9 +34,7 @@ static __noinline int F(dsr_learn)(struct __sk_buff *skb)
 	const struct config *cfg = get_config();
 	const struct service *service;
 	struct F(new_entry) *entry;
-	struct F(conntrack) *flow;
 	struct F(tuple) frontend = {};
-	__u32 zero = 0;
 
 	if (!rare || !F(dsr_read)(skb, &frontend) || !cfg ||
 	    cfg->flags & CONFIG_DRAINING ||
@@ -50,20 +46,23 @@ static __noinline int F(dsr_learn)(struct __sk_buff *skb)
 	frontend.proto = rare->tuple.proto;
 	if (F(dsr_knows)(&frontend, &rare->tuple))
 		return TC_ACT_UNSPEC;
-	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
+	entry = F(get_new_entry)();
 	if (!entry)
 		return TC_ACT_UNSPEC;
-	flow = &entry->ct;
-	__builtin_memset(flow, 0, sizeof(*flow));
 	/* A node port is the other node's, and of no Service here. */
 	service = F(service_of)(&frontend);
-	if (service) {
-		flow->service = service->id;
-		flow->service_generation = service_generation(service->id);
-	}
-	flow->last_seen = now_ticks();
-	flow->flags = CT_DIRECT;
-	switch (F(ct_create)(&frontend, &rare->tuple, entry, 0, UDP_IDLE)) {
+	entry->service = service ? service->id : 0;
+	entry->service_generation = service ? service_generation(service->id)
+					    : 0;
+	entry->backend = 0;
+	entry->generation = 0;
+	entry->last_seen = now_ticks();
+	entry->flags = CT_DIRECT;
+	entry->closed = 0;
+	entry->udp_idle = UDP_IDLE;
+	entry->key[0] = frontend;
+	entry->target = rare->tuple;
+	switch (F(ct_claim)(entry) ? F(ct_create)() : -ENOSPC) {
 	case 0:
 		count(METRIC_NEW_FLOW);
 		F(tell_flow)(&frontend, &rare->tuple);

@@ -8,6 +8,11 @@
 
 #include "types.h"
 
+#define FLOW_PAIRS 65536
+/* A power of two. About four halves of pairs share one. */
+#define FLOW_BUCKETS (FLOW_PAIRS / 2)
+#define FLOW_LOCKS 256
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -83,34 +88,82 @@ struct {
 	__type(value, struct backend6);
 } backends6 SEC(".maps");
 
+/* Flows; the first is never used. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct tuple4);
-	__type(value, struct conntrack4);
-} conntrack4 SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FLOW_PAIRS);
+	__type(key, __u32);
+	__type(value, struct pair4);
+} flows4 SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct tuple6);
-	__type(value, struct conntrack6);
-} conntrack6 SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FLOW_PAIRS);
+	__type(key, __u32);
+	__type(value, struct pair6);
+} flows6 SEC(".maps");
 
-/* Copies of entries of flows that have lasted: see established_tmpl.h. */
+/* Where a flow is: see flows.h. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct tuple4);
-	__type(value, struct conntrack4);
-} established4 SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FLOW_BUCKETS);
+	__type(key, __u32);
+	__type(value, struct flow_bucket);
+} flow_index4 SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct tuple6);
-	__type(value, struct conntrack6);
-} established6 SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FLOW_BUCKETS);
+	__type(key, __u32);
+	__type(value, struct flow_bucket);
+} flow_index6 SEC(".maps");
+
+/* Of the index, each for every FLOW_LOCKS-th pair of buckets, in a cache line of its own. */
+struct flow_lock {
+	struct bpf_spin_lock lock;
+	__u32 pad[15];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOW_LOCKS);
+	__type(key, __u32);
+	__type(value, struct flow_lock);
+} flow_locks SEC(".maps");
+
+/* How many pairs were given out to be looked through, in all rounds. */
+struct flow_hand {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	__u64 given;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_hand);
+} flow_hand4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_hand);
+} flow_hand6 SEC(".maps");
+
+/* For user space: the programs have it as a constant. All zero: not chosen yet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_seed);
+} flow_seed SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -314,18 +367,37 @@ struct {
 	__type(value, __u32);
 } xdp_hops SEC(".maps");
 
-/*
- * An entry that is being made, and the key of the flow's other one: the stack has
- * not the room.
- */
+/* A flow that is being made: the stack has not the room. */
 struct new_entry4 {
-	struct conntrack4 ct;
-	struct tuple4 reply;
+	struct tuple4 key[2]; /* of the client's packets, and of the answers */
+	struct tuple4 target; /* what the client's packets become */
+	__u32 service;
+	__u32 service_generation;
+	__u32 backend;
+	__u32 generation;
+	__u32 last_seen;
+	__u32 flags;
+	__u32 closed; /* see ct_gives_way() */
+	__u32 udp_idle;
+	__u32 pair; /* for the next flow; 0: none is claimed */
+	__u32 next; /* to look at, of the pairs that this CPU was given... */
+	__u64 given; /* ...after so many */
 };
 
 struct new_entry6 {
-	struct conntrack6 ct;
-	struct tuple6 reply;
+	struct tuple6 key[2];
+	struct tuple6 target;
+	__u32 service;
+	__u32 service_generation;
+	__u32 backend;
+	__u32 generation;
+	__u32 last_seen;
+	__u32 flags;
+	__u32 closed;
+	__u32 udp_idle;
+	__u32 pair;
+	__u32 next;
+	__u64 given;
 };
 
 struct {

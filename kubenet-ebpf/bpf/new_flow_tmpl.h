@@ -9,16 +9,15 @@
  * Gives the flow a random port that is free: with CT_SNAT one of this node's, else
  * one of the client's own address, as netfilter does where a tuple is taken.
  */
-static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
-					  struct F(tuple) *target,
-					  struct F(new_entry) *entry)
+static __always_inline int F(masquerade)(struct F(new_entry) *entry)
 {
+	struct F(tuple) *target = &entry->target;
 	const struct config *cfg = get_config();
 	__u32 first, ports;
 
 	if (!cfg || cfg->snat_port_max < cfg->snat_port_min)
 		return -EEXIST;
-	if (entry->ct.flags & CT_SNAT)
+	if (entry->flags & CT_SNAT)
 		F(snat)(&target->saddr, cfg);
 	if (is_zero(target->saddr))
 		return -EEXIST;
@@ -26,12 +25,13 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 	ports = cfg->snat_port_max - first + 1;
 	for (int i = 0; i < SNAT_TRIES; i++) {
 		bool hurry = i >= SNAT_TRIES / 2;
-		__u32 closed = hurry ? LAST_ACK : TIME_WAIT;
-		long err;
+		int err;
 
+		entry->udp_idle = hurry ? UDP_HURRY : UDP_IDLE;
+		entry->closed = hurry ? LAST_ACK : TIME_WAIT;
 		/* Better a port that may be refused for a second than none. */
 		if (i == SNAT_TRIES - 1)
-			closed = 0;
+			entry->closed = 0;
 
 		if (i == SNAT_OWN_TRIES && cfg->snat_wide_min &&
 		    cfg->snat_wide_max >= cfg->snat_wide_min) {
@@ -39,11 +39,10 @@ static __always_inline long F(masquerade)(const struct F(tuple) *tuple,
 			ports = cfg->snat_wide_max - first + 1;
 		}
 		/* An SCTP client has its port, if nobody else has it. */
-		if (i || tuple->proto != IPPROTO_SCTP)
+		if (i || target->proto != IPPROTO_SCTP)
 			target->sport = bpf_htons(
 				first + bpf_get_prandom_u32() % ports);
-		err = F(ct_create)(tuple, target, entry, closed,
-				   hurry ? UDP_HURRY : UDP_IDLE);
+		err = F(ct_create)();
 		if (err != -EEXIST)
 			return err;
 	}
@@ -71,50 +70,51 @@ static __always_inline bool F(is_here)(const struct F(backend) *backend)
  * changes only where it must: the stack drops what comes from outside with one of
  * the node's.
  */
-static __always_inline long F(assign)(const struct F(tuple) *tuple,
-				      struct F(tuple) *target,
-				      struct F(new_entry) *entry,
-				      const struct choice *choice,
-				      bool masquerade, bool outside)
+static __always_inline int F(assign)(struct F(new_entry) *entry,
+				     const struct choice *choice,
+				     bool masquerade, bool outside)
 {
-	struct F(conntrack) *flow = &entry->ct;
+	const struct F(tuple) *tuple = &entry->key[0];
+	struct F(tuple) *target = &entry->target;
 	bool found = false;
-	long err;
+	int err;
 
+	entry->closed = 0;
+	entry->udp_idle = UDP_IDLE;
 	for (int i = 0; i < 2; i++) {
 		const struct F(backend) *backend;
 
-		backend = F(pick_backend)(choice, &flow->backend);
+		backend = F(pick_backend)(choice, &entry->backend);
 		if (!backend)
 			continue;
 		found = true;
-		flow->generation = backend->generation;
-		F(reverse)(target, tuple);
+		entry->generation = backend->generation;
 		copy(target->saddr, tuple->saddr);
 		copy(target->daddr, backend->addr);
 		set_ports(&target->sport, two(tuple->sport, backend->port));
+		set_proto(&target->proto, tuple->proto);
 		/* A backend that reaches itself would answer itself. */
-		flow->flags &= ~CT_SNAT;
+		entry->flags &= ~CT_SNAT;
 		if (same(backend->addr, tuple->saddr)) {
-			flow->flags |= CT_SNAT;
+			entry->flags |= CT_SNAT;
 			break;
 		}
 		if (masquerade && !F(is_here)(backend)) {
 			if (!have_dsr || !outside) {
-				flow->flags |= CT_SNAT;
+				entry->flags |= CT_SNAT;
 				break;
 			}
-			flow->flags |= CT_DIRECT;
+			entry->flags |= CT_DIRECT;
 		}
-		err = F(ct_create)(tuple, target, entry, 0, UDP_IDLE);
+		err = F(ct_create)();
 		if (err != -EEXIST)
 			return err;
-		if (flow->flags & CT_DIRECT)
-			flow->flags ^= CT_DIRECT | CT_SNAT;
+		if (entry->flags & CT_DIRECT)
+			entry->flags ^= CT_DIRECT | CT_SNAT;
 	}
 	if (!found)
 		return -EHOSTUNREACH;
-	return F(masquerade)(tuple, target, entry);
+	return F(masquerade)(entry);
 }
 
 /* TRANSLATE: the flow is known from now on, and `target` filled; or REJECT. */
@@ -125,20 +125,17 @@ static __noinline int F(new_flow)(struct packet *pkt,
 {
 	__u32 origin = F(origin)(tuple, pkt->ifindex);
 	bool outside = origin == SVC_MASQ_OUTSIDE;
-	__u32 zero = 0, bytes = pkt->looked_at ? 0 : packet_bytes(pkt);
+	__u32 bytes = pkt->looked_at ? 0 : packet_bytes(pkt);
+	struct F(new_entry) *entry = F(get_new_entry)();
 	struct choice choice = {};
-	struct F(new_entry) *entry;
-	struct F(conntrack) *flow;
 
-	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
 	if (!entry)
 		return drop(METRIC_DROP_CONNTRACK_FULL);
-	flow = &entry->ct;
-	__builtin_memset(flow, 0, sizeof(*flow));
-	flow->service = service->id;
-	flow->service_generation = service_generation(service->id);
-	flow->flags = service->flags & SVC_CUTS;
-	flow->last_seen = now_ticks();
+	entry->key[0] = *tuple;
+	entry->service = service->id;
+	entry->service_generation = service_generation(service->id);
+	entry->flags = service->flags & SVC_CUTS;
+	entry->last_seen = now_ticks();
 	if (!F(admits)(service, tuple))
 		return drop(METRIC_DROP_SOURCE_RANGE);
 	F(choice)(&choice, service, outside, tuple);
@@ -150,13 +147,16 @@ static __noinline int F(new_flow)(struct packet *pkt,
 	}
 	if (service->affinity)
 		choice.fixed = F(stick)(tuple, service, &choice);
-	switch (F(assign)(tuple, target, entry, &choice,
-			  service->flags & origin, outside)) {
+	if (!F(ct_claim)(entry))
+		return drop(METRIC_DROP_CONNTRACK_FULL);
+	switch (F(assign)(entry, &choice, service->flags & origin, outside)) {
 	case 0:
-		pkt->direct = flow->flags & CT_DIRECT;
+		*target = entry->target;
+		pkt->direct = entry->flags & CT_DIRECT;
 		count(METRIC_NEW_FLOW);
-		connect_service(flow->service, flow->service_generation, bytes);
-		F(connect_backend)(flow->backend, flow->generation, bytes);
+		connect_service(entry->service, entry->service_generation,
+				bytes);
+		F(connect_backend)(entry->backend, entry->generation, bytes);
 		return TRANSLATE;
 	case -EHOSTUNREACH:
 		return drop(METRIC_DROP_ROUTE);

@@ -62,6 +62,7 @@ struct packet {
 	__u8 fragment_proto; /* what was cut, and under which number */
 	__be32 fragment_id;
 	__u32 ifindex; /* where it came in; 0: not where pods are */
+	__u32 place; /* of its flow, if that is known: see flows.h */
 	bool looked_at; /* whoever sends it on counts it, if it is the first */
 };
 

@@ -57,9 +57,10 @@ static __always_inline int F(check_fragment)(const struct F(rare) *rare,
 
 static __noinline int F(serve_rare)(struct F(rare) *rare)
 {
+	struct F(pair) *pair = F(ct_look)(&rare->tuple, &rare->pkt.place);
 	struct F(route) *unused;
 
-	return F(serve)(&rare->pkt, &rare->tuple, &rare->target, &unused);
+	return F(serve)(&rare->pkt, pair, &rare->tuple, &rare->target, &unused);
 }
 
 /* Not static, so that the verifier looks at it by itself. */
@@ -118,7 +119,10 @@ __noinline int F(ingress_rare)(struct __sk_buff *skb)
 static __noinline int F(serve_rare_answer)(const struct __sk_buff *skb,
 					   struct F(rare) *rare)
 {
-	return F(serve_answer)(skb, &rare->pkt, &rare->tuple, &rare->target);
+	struct F(pair) *pair = F(ct_look)(&rare->tuple, &rare->pkt.place);
+
+	return F(serve_answer)(skb, &rare->pkt, pair, &rare->tuple,
+			       &rare->target);
 }
 
 static __noinline long F(rewrite_rare_answer)(struct __sk_buff *skb,

@@ -18,19 +18,6 @@ __noinline int F(connect_backend)(__u32 id, __u32 generation, __u32 bytes)
 				 generation, bytes);
 }
 
-/* What the entry has counted goes to its service and its backend. */
-static __always_inline void F(settle)(struct F(conntrack) *ct)
-{
-	__u32 packets = ct->packets, bytes = ct->bytes;
-	__u32 reply = ct->flags & CT_REPLY;
-
-	ct->packets = 0;
-	ct->bytes = 0;
-	charge_service(ct->service, ct->service_generation, reply, packets,
-		       bytes);
-	F(charge_backend)(ct->backend, ct->generation, reply, packets, bytes);
-}
-
 /* Settled before the next tick: more will not come, or there is no room for it. */
 static __always_inline bool F(must_settle)(const struct F(conntrack) *ct)
 {

@@ -15,7 +15,7 @@
 /* clang-format off */
 
 /* Bumped whenever a map's key, value or meaning changes. */
-#define KUBENET_LAYOUT 3
+#define KUBENET_LAYOUT 4
 
 /* Of the monotonic clock in nanoseconds: what last_seen leaves out. */
 #define KUBENET_CLOCK_SHIFT 30
@@ -118,8 +118,9 @@ struct backend6 {
 	__u32 generation;
 };
 
-/* ---- conntrack: a packet's tuple -> the tuple that it is rewritten to ---- */
+/* ---- flows: a packet's tuple -> the tuple that it is rewritten to ---- */
 
+/* The addresses and ports come first and leave no gap, as in struct ends4 and ends6. */
 struct tuple4 {
 	__be32 saddr;
 	__be32 daddr;
@@ -138,13 +139,31 @@ struct tuple6 {
 	__u8 pad[3];
 };
 
+struct ends4 {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+};
+
+struct ends6 {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__be16 sport;
+	__be16 dport;
+};
+
 #define CT_REPLY	0x01	/* from backend to client; else the other way */
-#define CT_SEEN_REPLY	0x02	/* on the forward entry: the backend answered */
+#define CT_SEEN_REPLY	0x02	/* on both: the backend answered */
 #define CT_FIN		0x04	/* a FIN was seen in this entry's direction */
 #define CT_RST		0x08	/* closed by a reset */
 #define CT_SNAT		0x10	/* the source is the node's, too */
-#define CT_KEPT		0x20	/* `established` has a copy */
+#define CT_LASTS	0x20	/* of UDP: the client went on in another tick */
 #define CT_DIRECT	0x40	/* the backend's node answers by itself: see dsr.h */
+#define CT_CLAIMED	0x80	/* nobody's flow: a CPU has taken it for its next one */
+/* IPPROTO_*, of a flow; SVC_CUTS stands above. */
+#define CT_PROTO_SHIFT	8
+#define CT_PROTO	0xff00
 
 /*
  * Of a flow's last packet, believed until the entry's tick is over. With
@@ -165,23 +184,28 @@ struct route6 {
 	__u32 mtu;
 };
 
+/*
+ * One direction of a flow: one line of the CPU's cache for IPv4, two for IPv6.
+ * Of a pair that is free all flags are 0.
+ */
 struct conntrack4 {
-	__be32 saddr;		/* what the packet's tuple becomes */
+	struct ends4 key;	/* what its packets have */
+	__be32 saddr;		/* what they get instead */
 	__be32 daddr;
 	__be16 sport;
 	__be16 dport;
 	__u32 service;		/* struct service.id */
 	__u32 backend;		/* index in backends4 */
-	__u32 generation;	/* of that backend when it was picked */
+	__u32 generation;	/* of that backend; with CT_REPLY, of the service */
 	__u32 last_seen;	/* CLOCK_MONOTONIC >> KUBENET_CLOCK_SHIFT */
 	__u32 flags;		/* CT_* */
 	struct route4 route;
-	__u32 service_generation;	/* struct traffic.generation of the service */
 	__u32 packets;		/* in this direction, and not in struct traffic yet */
 	__u32 bytes;
 };
 
 struct conntrack6 {
+	struct ends6 key;
 	__be32 saddr[4];
 	__be32 daddr[4];
 	__be16 sport;
@@ -192,9 +216,45 @@ struct conntrack6 {
 	__u32 last_seen;
 	__u32 flags;
 	struct route6 route;
-	__u32 service_generation;
 	__u32 packets;
 	__u32 bytes;
+	__u32 pad;
+};
+
+/* A flow: the client's direction, and the answers'. */
+struct pair4 {
+	struct conntrack4 half[2];
+};
+
+struct pair6 {
+	struct conntrack6 half[2];
+};
+
+/* ---- their index: see flows.h ---- */
+
+#define FLOW_SLOTS 15
+/* Halves of pairs are counted through: the pair's number times two, and CT_REPLY. */
+#define FLOW_PLACE 0xffffff
+#define FLOW_TAG 0xff000000
+
+struct flow_bucket {
+	__u32 slot[FLOW_SLOTS];	/* a tag and a place; 0: empty */
+	__u32 state;
+};
+
+/* How many of the bucket's flows are in its neighbour, ... */
+#define FLOW_OUTSIDE 0xf
+/* ...and how often a slot was filled. */
+#define FLOW_VERSION 0x10
+
+/* Pairs that a CPU looks through by itself. */
+#define FLOW_CHUNK 8
+
+/* Words of a key with its protocol, and one more. */
+#define FLOW_SEED 11
+
+struct flow_seed {
+	__u64 word[FLOW_SEED];
 };
 
 /* ---- fragments: those without ports -> what the first one became ---- */
@@ -376,7 +436,7 @@ enum metric {
 	METRIC_DROP_NO_LOCAL_BACKEND,	/* [E6], policy Local */
 	METRIC_DROP_FRAGMENT,	/* its datagram's first fragment was not let through */
 	METRIC_DROP_SNAT_EXHAUSTED,	/* no free port to masquerade with */
-	METRIC_DROP_CONNTRACK_FULL,	/* the entry could not be written */
+	METRIC_DROP_CONNTRACK_FULL,	/* no room for the flow, or it was just given away */
 	METRIC_DROP_MALFORMED,	/* headers that cannot be rewritten */
 	METRIC_DROP_ROUTE,	/* no way to the backend, or TTL exceeded */
 	METRIC_DROP_SOURCE_RANGE,	/* the client is in none of the Service's source ranges */

@@ -35,7 +35,8 @@ static __always_inline int F(xdp_known)(const struct xdp_md *ctx)
 	struct tcphdr *tcp = (void *)(ip + 1);
 	struct F(tuple) tuple;
 	struct F(conntrack) *ct;
-	__u32 len, flags, now;
+	struct F(pair) *pair;
+	__u32 len, flags, now, place;
 	__u64 change, sum;
 	__u8 header;
 
@@ -47,14 +48,15 @@ static __always_inline int F(xdp_known)(const struct xdp_md *ctx)
 	if (flags & (TCP_SYN | TCP_FIN | TCP_RST) || header < 5 ||
 	    len < sizeof(*ip) + header * 4 || L3_OFF + len > data_end - data)
 		return XDP_LOOK_AGAIN;
-	now = now_ticks();
 	copy(tuple.saddr, ip->saddr);
 	copy(tuple.daddr, ip->daddr);
 	set_ports(&tuple.sport, get_ports(&tcp->source));
 	set_proto(&tuple.proto, IPPROTO_TCP);
-	ct = bpf_map_lookup_elem(&F(conntrack), &tuple);
-	if (!ct)
-		return F(ct_recall)(&tuple) ? XDP_LOOK_AGAIN : XDP_PASS;
+	pair = F(ct_find)(&tuple, &place);
+	if (!pair)
+		return XDP_PASS;
+	ct = F(half)(pair, place);
+	now = now_ticks();
 	if (ct->route.ifindex != (ctx->ingress_ifindex | ROUTE_XDP) ||
 	    len > ct->route.mtu || !F(needs_no_note)(ct, len, now))
 		return XDP_LOOK_AGAIN;
@@ -66,13 +68,18 @@ static __always_inline int F(xdp_known)(const struct xdp_md *ctx)
 		return XDP_LOOK_AGAIN;
 	change = without_words(sum, ADDRESS_WORDS) +
 		 sum_words(&ct->saddr, ADDRESS_WORDS);
-	ct->packets++;
-	ct->bytes += len;
+	/* To be read again, not to be spilled. */
+	asm volatile("" : : "r"(ct) : "memory");
 	F(send_header)(ip, ct, change);
 	change += without_words(get_ports(&tuple.sport), 1) +
 		  get_ports(&ct->sport);
 	tcp->check = csum_fold64(change + (__u16)~tcp->check);
 	set_ports(&tcp->source, get_ports(&ct->sport));
+	/* Too late to look again, and as good as never: see ct_stays(). */
+	if (!F(ct_stays)(ct, &tuple, change))
+		return xdp_drop(METRIC_DROP_CONNTRACK_FULL);
+	ct->packets++;
+	ct->bytes += len;
 	copy_mac(data + ETH_ALEN, data);
 	/* The rest of a MAC address stands right behind its beginning. */
 	copy_mac(data, &ct->route.hop);

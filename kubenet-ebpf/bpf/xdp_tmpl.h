@@ -72,23 +72,21 @@ static __always_inline int F(xdp_transmit)(struct xdp_md *ctx,
  */
 static __always_inline void F(xdp_count_first)(const struct packet *pkt)
 {
-	const struct F(new_entry) *entry;
-	__u32 zero = 0, bytes = packet_bytes(pkt);
+	const struct F(new_entry) *entry = F(get_new_entry)();
+	__u32 bytes = packet_bytes(pkt);
 
-	entry = bpf_map_lookup_elem(&F(new_entry), &zero);
 	if (!entry)
 		return;
-	charge_service(entry->ct.service, entry->ct.service_generation, 0, 1,
-		       bytes);
-	F(charge_backend)(entry->ct.backend, entry->ct.generation, 0, 1, bytes);
+	charge_service(entry->service, entry->service_generation, 0, 1, bytes);
+	F(charge_backend)(entry->backend, entry->generation, 0, 1, bytes);
 }
 
-/* Looks for the way. `ct` is NULL for a flow that has just begun. */
+/* Looks for the way. `pair` is NULL for a flow that has just begun. */
 static __noinline int F(xdp_send_on)(struct xdp_md *ctx,
 				     const struct packet *pkt,
 				     const struct F(tuple) *from,
 				     const struct F(tuple) *to,
-				     struct F(conntrack) *ct)
+				     struct F(pair) *pair)
 {
 	struct bpf_fib_lookup fib = {
 		.l4_protocol = to->proto,
@@ -109,16 +107,19 @@ static __noinline int F(xdp_send_on)(struct xdp_md *ctx,
 	/* What comes in with this node's own address, the stack drops. */
 	if (!leaves && bpf_map_lookup_elem(&F(node_addrs), &to->saddr))
 		return xdp_drop(METRIC_DROP_ROUTE);
-	if (ct)
-		F(note_packet)(pkt, from, ct, now_ticks());
+	if (pair)
+		F(note_packet)(pkt, pair, now_ticks());
 	else if (pkt->looked_at)
 		F(xdp_count_first)(pkt);
 	if (leaves) {
-		if (ct) {
-			ct->route.ifindex = 0;
-			F(keep_mac)(&ct->route, fib.dmac);
-			ct->route.mtu = fib.mtu_result;
-			ct->route.ifindex = fib.ifindex | ROUTE_XDP;
+		if (pair) {
+			struct F(route) *route;
+
+			route = &F(half)(pair, pkt->place)->route;
+			route->ifindex = 0;
+			F(keep_mac)(route, fib.dmac);
+			route->mtu = fib.mtu_result;
+			route->ifindex = fib.ifindex | ROUTE_XDP;
 		}
 		return F(xdp_transmit)(ctx, pkt, from, to, fib.dmac);
 	}
@@ -143,7 +144,8 @@ static __always_inline int F(xdp)(struct xdp_md *ctx, struct packet *pkt,
 				  struct F(tuple) *tuple,
 				  struct F(tuple) *target)
 {
-	struct F(conntrack) *ct = NULL;
+	const struct F(conntrack) *ct;
+	struct F(pair) *pair;
 	__u8 mac[ETH_ALEN] __attribute__((aligned(4)));
 	__sum16 check = 0;
 	int verdict;
@@ -155,19 +157,23 @@ static __always_inline int F(xdp)(struct xdp_md *ctx, struct packet *pkt,
 	if (F(xdp_parse)(ctx, pkt, tuple, &check) != PARSED_FLOW ||
 	    F(may_be_partial)(pkt, tuple, check))
 		return XDP_PASS;
-	verdict = F(find_flow)(pkt, tuple, &ct, &now);
+	pair = F(ct_look)(tuple, &pkt->place);
+	verdict = F(find_flow)(pkt, tuple, pair, &now);
 	/* The mark of direct server return is TC's to make. */
 	if (have_dsr && (verdict == NEW_FLOW ||
-			 (verdict == TRANSLATE && F(is_direct)(pkt, ct))))
+			 (verdict == TRANSLATE && F(is_direct)(pkt, pair))))
 		return XDP_PASS;
 	if (verdict == NEW_FLOW) {
-		ct = NULL;
+		pair = NULL;
 		verdict = F(take_flow)(pkt, tuple, target);
 	} else if (verdict == TRANSLATE) {
+		ct = F(half)(pair, pkt->place);
 		F(ct_target)(target, ct, tuple->proto);
+		if (!F(ct_kept)(ct, tuple, target))
+			return xdp_drop(METRIC_DROP_CONNTRACK_FULL);
 		if (F(xdp_knows_route)(ctx, pkt, ct, now)) {
 			F(use_mac)(mac, &ct->route);
-			F(note_packet)(pkt, tuple, ct, now);
+			F(note_packet)(pkt, pair, now);
 			return F(xdp_transmit)(ctx, pkt, tuple, target, mac);
 		}
 	}
@@ -176,5 +182,5 @@ static __always_inline int F(xdp)(struct xdp_md *ctx, struct packet *pkt,
 			F(tell_drop)(tuple, METRIC_REJECTED);
 		return xdp_verdict(F(final)(tuple, verdict));
 	}
-	return F(xdp_send_on)(ctx, pkt, tuple, target, ct);
+	return F(xdp_send_on)(ctx, pkt, tuple, target, pair);
 }

@@ -10,7 +10,8 @@ pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/kubenet";
 /// Numbers of entries of the maps.
 ///
 /// Arrays take their memory at once (8 bytes a slot, 16 or 24 a backend), and so do the connection tables
-/// (about 120 bytes a connection) and what is known of clients; hash tables grow with what is in them.
+/// (about 160 bytes an IPv4 connection, 290 an IPv6 one) and what is known of clients; hash tables grow with what
+/// is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MapSizes {
@@ -24,13 +25,11 @@ pub struct MapSizes {
     pub backends4: u32,
     /// IPv6 backends.
     pub backends6: u32,
-    /// Connections of each address family, times two: one entry for each direction. The least recently used
-    /// make room for new ones.
+    /// Connections of each address family, 1,024 or more. Where there are more, new ones take the room of those that
+    /// are closed or that nobody has answered, then of UDP flows without answers, and only then of the one that was
+    /// silent for longest, among some that are looked at. So a flood pushes out no connection that was answered,
+    /// while those fill less than half.
     pub connections: u32,
-    /// Connections of each address family, times two, that no flood pushes out: those that were answered and
-    /// went on a second later. About 120 bytes an entry, taken at once. Among themselves, too, the least
-    /// recently used make room.
-    pub established: u32,
     /// Clients, of each address family, that stay with a backend of a Service port; about 80 bytes each, taken
     /// at once. The least recently seen make room for new ones.
     pub affinities: u32,
@@ -54,7 +53,6 @@ impl Default for MapSizes {
             backends4: 1 << 18,
             backends6: 1 << 18,
             connections: 131_072,
-            established: 65_536,
             affinities: 131_072,
             sockets: 65_536,
             node_addresses: 256,
@@ -71,17 +69,30 @@ impl MapSizes {
         self.services.saturating_mul(2)
     }
 
+    /// Places for flows: the first is never used, and each CPU looks through eight at a time.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn flow_pairs(&self) -> u32 {
+        self.connections.saturating_add(1).next_multiple_of(8)
+    }
+
+    /// Buckets of the index of flows, for about four entries each, of which a flow has two.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn flow_buckets(&self) -> u32 {
+        (self.connections / 2).next_power_of_two()
+    }
+
     fn check(&self) -> Result<(), DatapathError> {
         // What indexes of addresses have room for, see `kernel::node`.
         const MOST_ADDRESSES: u32 = 4094;
         const MOST: u32 = 1 << 26;
+        // What a place in the index has room for.
+        const MOST_CONNECTIONS: u32 = (1 << 23) - 8;
         let Self {
             services,
             slots,
             backends4,
             backends6,
             connections,
-            established,
             affinities,
             sockets,
             node_addresses,
@@ -93,8 +104,7 @@ impl MapSizes {
             ("slots", slots, 1, MOST),
             ("backends4", backends4, 2, MOST),
             ("backends6", backends6, 2, MOST),
-            ("connections", connections, 2, MOST),
-            ("established", established, 2, MOST),
+            ("connections", connections, 1024, MOST_CONNECTIONS),
             ("affinities", affinities, 1, MOST),
             ("sockets", sockets, 1, MOST),
             ("node_addresses", node_addresses, 1, MOST_ADDRESSES),

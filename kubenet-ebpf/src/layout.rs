@@ -9,7 +9,7 @@ use aya::Pod;
 use kubenet_core::model::LocalDetector;
 
 /// `KUBENET_LAYOUT`: maps of another version are not adopted.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 pub(crate) const SVC_MASQ_PODS: u32 = 0x01;
 pub(crate) const SVC_MASQ_NODE: u32 = 0x02;
@@ -29,10 +29,12 @@ pub(crate) const BACKEND_ALIVE: u16 = 0x01;
 pub(crate) const BACKEND_LOCAL: u16 = 0x02;
 pub(crate) const BACKEND_TERMINATING: u16 = 0x04;
 
+#[cfg(test)]
 pub(crate) const CT_REPLY: u32 = 0x01;
 pub(crate) const CT_SEEN_REPLY: u32 = 0x02;
 pub(crate) const CT_FIN: u32 = 0x04;
 pub(crate) const CT_RST: u32 = 0x08;
+pub(crate) const CT_PROTO_SHIFT: u32 = 8;
 
 pub(crate) const NODE_ADDR_LOCAL: u32 = 0x01;
 pub(crate) const NODE_ADDR_NODE_PORT: u32 = 0x02;
@@ -103,11 +105,17 @@ impl From<Addr6> for IpAddr {
 pub(crate) trait Address:
     Pod + Default + Eq + std::hash::Hash + std::fmt::Debug + Into<IpAddr>
 {
+    /// What fills an entry of a flow up to whole lines of the cache.
+    type Fill: Pod + Default + Eq + std::fmt::Debug;
 }
 
-impl Address for Addr4 {}
+impl Address for Addr4 {
+    type Fill = [u32; 0];
+}
 
-impl Address for Addr6 {}
+impl Address for Addr6 {
+    type Fill = [u32; 1];
+}
 
 /// `struct service_key4` and `service_key6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -146,43 +154,73 @@ pub(crate) struct Backend<A> {
     pub(crate) generation: u32,
 }
 
-/// `struct tuple4` and `tuple6`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// `struct ends4` and `ends6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub(crate) struct Tuple<A> {
+pub(crate) struct Ends<A> {
     pub(crate) saddr: A,
     pub(crate) daddr: A,
     pub(crate) sport: Be16,
     pub(crate) dport: Be16,
-    pub(crate) proto: u8,
-    pub(crate) pad: [u8; 3],
 }
 
 /// `struct conntrack4` and `conntrack6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub(crate) struct Conntrack<A> {
-    pub(crate) saddr: A,
-    pub(crate) daddr: A,
-    pub(crate) sport: Be16,
-    pub(crate) dport: Be16,
+pub(crate) struct Conntrack<A: Address> {
+    /// What packets have.
+    pub(crate) key: Ends<A>,
+    /// What they get instead.
+    pub(crate) target: Ends<A>,
     pub(crate) service: u32,
     pub(crate) backend: u32,
+    /// Of the backend; in the backend's direction, of the service.
     pub(crate) generation: u32,
     pub(crate) last_seen: u32,
     pub(crate) flags: u32,
     pub(crate) route: Hop<A>,
-    pub(crate) service_generation: u32,
     pub(crate) packets: u32,
     pub(crate) bytes: u32,
+    pub(crate) fill: A::Fill,
 }
 
-impl<A: Copy> Conntrack<A> {
-    /// What makes it this flow's entry and no other's.
-    pub(crate) fn target(&self) -> (A, A, Be16, Be16, [u32; 3]) {
-        let Self { saddr, daddr, sport, dport, service, backend, generation, .. } = *self;
-        (saddr, daddr, sport, dport, [service, backend, generation])
+impl<A: Address> Conntrack<A> {
+    /// The word with the flags.
+    pub(crate) const FLAGS: usize = (2 * size_of::<Ends<A>>() + 4 * 4) / 4;
+
+    /// The protocol; 0 of what is nobody's.
+    pub(crate) fn proto(&self) -> u8 {
+        (self.flags >> CT_PROTO_SHIFT) as u8
     }
+}
+
+/// `struct pair4` and `pair6`: both directions of a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Pair<A: Address> {
+    /// Of the client's packets.
+    pub(crate) there: Conntrack<A>,
+    /// Of the backend's.
+    pub(crate) back: Conntrack<A>,
+}
+
+impl<A: Address> Pair<A> {
+    /// Whether it is a flow's, and not on its way to the next.
+    pub(crate) fn is_known(&self) -> bool {
+        self.there.proto() != 0 && self.there.key.dport != Be16::default()
+    }
+
+    /// What makes it this flow's and no other's.
+    pub(crate) fn keys(&self) -> (Ends<A>, Ends<A>, u8) {
+        (self.there.key, self.back.key, self.there.proto())
+    }
+}
+
+/// `struct flow_seed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct FlowSeed {
+    pub(crate) word: [u64; 11],
 }
 
 /// `struct route4` and `route6`: only the programs read it.
@@ -397,8 +435,9 @@ unsafe impl Pod for Addr6 {}
 unsafe impl<A: Address> Pod for ServiceKey<A> {}
 unsafe impl Pod for Service {}
 unsafe impl<A: Address> Pod for Backend<A> {}
-unsafe impl<A: Address> Pod for Tuple<A> {}
 unsafe impl<A: Address> Pod for Conntrack<A> {}
+unsafe impl<A: Address> Pod for Pair<A> {}
+unsafe impl Pod for FlowSeed {}
 unsafe impl<A: Address> Pod for AffinityKey<A> {}
 unsafe impl Pod for Traffic {}
 unsafe impl Pod for Listeners {}
@@ -416,10 +455,13 @@ const _: () = {
     assert!(size_of::<Service>() == 8 * 4);
     assert!(size_of::<Backend<Addr4>>() == 4 + 2 + 2 + 4);
     assert!(size_of::<Backend<Addr6>>() == 16 + 2 + 2 + 4);
-    assert!(size_of::<Tuple<Addr4>>() == 2 * 4 + 2 * 2 + 1 + 3);
-    assert!(size_of::<Tuple<Addr6>>() == 2 * 16 + 2 * 2 + 1 + 3);
-    assert!(size_of::<Conntrack<Addr4>>() == 2 * 4 + 2 * 2 + 5 * 4 + 3 * 4 + 3 * 4);
-    assert!(size_of::<Conntrack<Addr6>>() == 2 * 16 + 2 * 2 + 5 * 4 + 2 * 4 + 16 + 3 * 4);
+    // One line of the cache, and two.
+    assert!(size_of::<Conntrack<Addr4>>() == 2 * (2 * 4 + 2 * 2) + 5 * 4 + 3 * 4 + 2 * 4);
+    assert!(size_of::<Conntrack<Addr4>>() == 64);
+    assert!(size_of::<Conntrack<Addr6>>() == 2 * (2 * 16 + 2 * 2) + 5 * 4 + 2 * 4 + 16 + 2 * 4 + 4);
+    assert!(size_of::<Conntrack<Addr6>>() == 128);
+    assert!(size_of::<Pair<Addr6>>() == 2 * 128);
+    assert!(size_of::<FlowSeed>() == 11 * 8);
     assert!(size_of::<Event>() == 4 + 4 * 2 + 3 * 16);
     assert!(size_of::<Listeners>() == 3 * 4);
     assert!(size_of::<Traffic>() == 2 * 4 + 5 * 8);

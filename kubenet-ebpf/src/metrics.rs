@@ -17,7 +17,7 @@ pub enum Metric {
     DropFragment,
     /// New flows for which no source port was free to masquerade with.
     DropSnatExhausted,
-    /// New flows that could not be written to the connection table.
+    /// New flows for which the connection table had no room, and packets whose flow lost its room that very moment.
     DropConntrackFull,
     /// Packets whose headers cannot be rewritten.
     DropMalformed,

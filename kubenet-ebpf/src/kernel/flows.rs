@@ -8,7 +8,7 @@ use super::{
     clock,
     maps::{FamilyMaps, Maps},
 };
-use crate::layout::{Address, CLOCK_SHIFT, CT_FIN, CT_REPLY, CT_RST, CT_SEEN_REPLY, Conntrack, Tuple};
+use crate::layout::{Address, CLOCK_SHIFT, CT_FIN, CT_RST, CT_SEEN_REPLY, Conntrack, Pair};
 
 /// Seconds without a packet after which a flow counts as gone, though nobody closed it.
 mod idle {
@@ -24,39 +24,20 @@ mod idle {
 
 /// Number of live flows of both families.
 pub(crate) fn count(maps: &Maps) -> Result<u64, DatapathError> {
-    let now = clock::ticks().map_err(|e| maps.unreadable("conntrack4", e))?;
-    let v4 = count_family(&maps.v4, now).map_err(|e| maps.unreadable("conntrack4", e))?;
-    let v6 = count_family(&maps.v6, now).map_err(|e| maps.unreadable("conntrack6", e))?;
+    let now = clock::ticks().map_err(|e| maps.unreadable("flows4", e))?;
+    let v4 = count_family(&maps.v4, now).map_err(|e| maps.unreadable("flows4", e))?;
+    let v6 = count_family(&maps.v6, now).map_err(|e| maps.unreadable("flows6", e))?;
     Ok(v4 + v6)
 }
 
 fn count_family<A: Address>(maps: &FamilyMaps<A>, now: u32) -> io::Result<u64> {
-    let flows = maps.flows()?;
-    let forward = flows.iter().filter(|(_, entry)| entry.flags & CT_REPLY == 0);
-    let live = forward.filter(|(tuple, entry)| {
-        let reply = flows.get(&reply_tuple(tuple, entry)).map(|entry| (entry.flags, entry.last_seen));
-        is_live(tuple.proto, (entry.flags, entry.last_seen), reply, now)
-            // A pair that was taken away while it was read: its way back was gone already.
-            && (reply.is_some() || maps.has_flow(tuple, entry))
-    });
-    Ok(live.count() as u64)
+    let heard = |entry: Conntrack<A>| (entry.flags, entry.last_seen);
+    let live = |pair: &Pair<A>| is_live(pair.there.proto(), heard(pair.there), heard(pair.back), now);
+    Ok(maps.flows()?.filter(live).count() as u64)
 }
 
-/// The tuple of the answers to a forward entry's packets: from the backend to whom it sees.
-fn reply_tuple<A: Address>(tuple: &Tuple<A>, entry: &Conntrack<A>) -> Tuple<A> {
-    Tuple {
-        saddr: entry.daddr,
-        daddr: entry.saddr,
-        sport: entry.dport,
-        dport: entry.sport,
-        proto: tuple.proto,
-        pad: [0; 3],
-    }
-}
-
-/// Flags and time of the last packet in each direction; the way back may be missing.
-fn is_live(proto: u8, forward: (u32, u32), reply: Option<(u32, u32)>, now: u32) -> bool {
-    let (back, back_seen) = reply.unwrap_or((0, forward.1));
+/// Flags and time of the last packet in each direction.
+fn is_live(proto: u8, forward: (u32, u32), (back, back_seen): (u32, u32), now: u32) -> bool {
     let ticks = clock::age(now, forward.1).min(clock::age(now, back_seen));
     let limit = if proto == Protocol::Udp.number() {
         idle::UDP
@@ -75,6 +56,7 @@ fn is_live(proto: u8, forward: (u32, u32), reply: Option<(u32, u32)>, now: u32) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::CT_REPLY;
 
     const TCP: u8 = 6;
     const UDP: u8 = 17;
@@ -82,23 +64,23 @@ mod tests {
     #[test]
     fn a_connection_lives_until_both_sides_closed_it_or_one_reset_it() {
         let open = (CT_SEEN_REPLY, 1000);
-        assert!(is_live(TCP, open, Some((CT_REPLY, 1000)), 1010));
-        assert!(is_live(TCP, (open.0 | CT_FIN, 1000), Some((CT_REPLY, 1000)), 1010));
-        assert!(!is_live(TCP, (open.0 | CT_FIN, 1000), Some((CT_REPLY | CT_FIN, 1000)), 1010));
-        assert!(!is_live(TCP, open, Some((CT_REPLY | CT_RST, 1000)), 1010));
-        assert!(!is_live(TCP, (open.0 | CT_RST, 1000), None, 1000));
+        assert!(is_live(TCP, open, (CT_REPLY, 1000), 1010));
+        assert!(is_live(TCP, (open.0 | CT_FIN, 1000), (CT_REPLY, 1000), 1010));
+        assert!(!is_live(TCP, (open.0 | CT_FIN, 1000), (CT_REPLY | CT_FIN, 1000), 1010));
+        assert!(!is_live(TCP, open, (CT_REPLY | CT_RST, 1000), 1010));
+        assert!(!is_live(TCP, (open.0 | CT_RST, 1000), (CT_REPLY, 1000), 1000));
     }
 
     #[test]
     fn silence_ends_a_flow() {
-        assert!(is_live(UDP, (0, 1000), None, 1110));
-        assert!(!is_live(UDP, (0, 1000), None, 1130));
-        assert!(is_live(UDP, (0, 1000), Some((CT_REPLY, 1060)), 1130), "answers count, too");
-        assert!(!is_live(TCP, (0, 1000), None, 1070), "nobody answered");
-        assert!(is_live(TCP, (CT_SEEN_REPLY, 1000), None, 8200), "until the next keep-alive");
-        assert!(!is_live(TCP, (CT_SEEN_REPLY, 1000), None, 9000));
-        assert!(is_live(UDP, (0, 1001), None, 1000), "the clocks may differ by a tick");
-        assert!(!is_live(TCP, (CT_SEEN_REPLY, 2000), None, 1000), "such a flow would never end");
-        assert!(is_live(TCP, (CT_SEEN_REPLY, 2000), Some((CT_REPLY, 999)), 1000), "it goes on");
+        assert!(is_live(UDP, (0, 1000), (CT_REPLY, 1000), 1110));
+        assert!(!is_live(UDP, (0, 1000), (CT_REPLY, 1000), 1130));
+        assert!(is_live(UDP, (0, 1000), (CT_REPLY, 1060), 1130), "answers count, too");
+        assert!(!is_live(TCP, (0, 1000), (CT_REPLY, 1000), 1070), "nobody answered");
+        assert!(is_live(TCP, (CT_SEEN_REPLY, 1000), (CT_REPLY, 1000), 8200), "until the next keep-alive");
+        assert!(!is_live(TCP, (CT_SEEN_REPLY, 1000), (CT_REPLY, 1000), 9000));
+        assert!(is_live(UDP, (0, 1001), (CT_REPLY, 1001), 1000), "the clocks may differ by a tick");
+        assert!(!is_live(TCP, (CT_SEEN_REPLY, 2000), (CT_REPLY, 2000), 1000), "such a flow would never end");
+        assert!(is_live(TCP, (CT_SEEN_REPLY, 2000), (CT_REPLY, 999), 1000), "it goes on");
     }
 }

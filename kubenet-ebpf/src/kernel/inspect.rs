@@ -34,8 +34,8 @@ use crate::{
     decode::{Arrays, Snapshot},
     error::{caused, error},
     layout::{
-        Addr4, Addr6, Address, AffinityKey, Be16, CLOCK_SHIFT, CONFIG_DRAINING, CT_FIN, CT_REPLY, CT_RST,
-        CT_SEEN_REPLY, Choice,
+        Addr4, Addr6, Address, AffinityKey, Be16, CLOCK_SHIFT, CONFIG_DRAINING, CT_FIN, CT_RST,
+        CT_SEEN_REPLY, Choice, Pair,
     },
     names::decode_name,
     pin,
@@ -98,12 +98,12 @@ impl Inspection {
 
     pub(crate) fn connections(&self) -> Result<Vec<Connection>, DatapathError> {
         let owners = owners(&self.maps.snapshot()?, |service| service.id);
-        let now = clock::ticks().map_err(|e| self.maps.unreadable("conntrack4", e))?;
+        let now = clock::ticks().map_err(|e| self.maps.unreadable("flows4", e))?;
         let mut found = Vec::new();
         let result = connections(&self.maps.v4, now, &owners, &mut found);
-        result.map_err(|e| self.maps.unreadable("conntrack4", e))?;
+        result.map_err(|e| self.maps.unreadable("flows4", e))?;
         let result = connections(&self.maps.v6, now, &owners, &mut found);
-        result.map_err(|e| self.maps.unreadable("conntrack6", e))?;
+        result.map_err(|e| self.maps.unreadable("flows6", e))?;
         Ok(found)
     }
 
@@ -234,18 +234,18 @@ fn connections<A: Address>(
     found: &mut Vec<Connection>,
 ) -> io::Result<()> {
     let at = |address: A, port: Be16| SocketAddr::new(address.into(), port.into());
-    for (tuple, entry) in maps.flows()?.into_iter().filter(|(_, entry)| entry.flags & CT_REPLY == 0) {
-        let Some(protocol) = Protocol::from_number(tuple.proto) else { continue };
+    for Pair { there, .. } in maps.flows()? {
+        let Some(protocol) = Protocol::from_number(there.proto()) else { continue };
         found.push(Connection {
             protocol,
-            client: at(tuple.saddr, tuple.sport),
-            frontend: at(tuple.daddr, tuple.dport),
-            source: at(entry.saddr, entry.sport),
-            backend: at(entry.daddr, entry.dport),
-            service_port: owners.get(&entry.service).cloned(),
-            idle: clock::duration(clock::age(now, entry.last_seen)),
-            is_answered: entry.flags & CT_SEEN_REPLY != 0,
-            is_closing: entry.flags & (CT_FIN | CT_RST) != 0,
+            client: at(there.key.saddr, there.key.sport),
+            frontend: at(there.key.daddr, there.key.dport),
+            source: at(there.target.saddr, there.target.sport),
+            backend: at(there.target.daddr, there.target.dport),
+            service_port: owners.get(&there.service).cloned(),
+            idle: clock::duration(clock::age(now, there.last_seen)),
+            is_answered: there.flags & CT_SEEN_REPLY != 0,
+            is_closing: there.flags & (CT_FIN | CT_RST) != 0,
         });
     }
     Ok(())

@@ -20,8 +20,9 @@ use crate::{
     error::{caused, error},
     ids::Handle,
     layout::{
-        self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, Config,
-        Conntrack, Service, ServiceKey, ServiceName, SocketFlow, SourceRange, Tuple, XdpDevices,
+        self, Addr4, Addr6, Address, BACKEND_ALIVE, BACKEND_LOCAL, BACKEND_TERMINATING, Be16, CT_PROTO_SHIFT,
+        Config, Conntrack, FlowSeed, Pair, Service, ServiceKey, ServiceName, SocketFlow, SourceRange,
+        XdpDevices,
     },
     state::State,
 };
@@ -40,6 +41,8 @@ pub(crate) struct Maps {
     pub(super) pod_interfaces: HashMap<MapData, u32, u32>,
     /// By the cookies of sockets.
     pub(super) socket_flows: HashMap<MapData, u64, SocketFlow>,
+    /// Read at the next start.
+    flow_seed: Mapped<FlowSeed>,
     metrics: PerCpuArray<MapData, u64>,
     xdp_devices: Array<MapData, XdpDevices>,
     /// The rings of those who listen, who they are, and what each may hear.
@@ -59,9 +62,8 @@ pub(crate) struct FamilyMaps<A: Address> {
     pub(crate) backends: Mapped<layout::Backend<A>>,
     /// By backend id.
     pub(super) traffic: Mapped<layout::Traffic>,
-    pub(crate) conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
-    /// Copies of what lasts in `conntrack`, which may have lost it.
-    pub(super) established: HashMap<MapData, Tuple<A>, Conntrack<A>>,
+    /// Mapped only while somebody reads: it is large.
+    flows: MapData,
     pub(crate) node_addrs: HashMap<MapData, A, u32>,
     pub(crate) pod_cidrs: LpmTrie<MapData, A, u32>,
     pub(super) source_ranges: LpmTrie<MapData, SourceRange<A>, u32>,
@@ -88,8 +90,12 @@ fn take<T, E: Into<MapError>>(
 }
 
 pub(super) fn mapped<V: Pod>(map: Map) -> Result<Mapped<V>, MapError> {
+    Ok(Mapped::new(&array(map)?)?)
+}
+
+fn array(map: Map) -> Result<MapData, MapError> {
     match map {
-        Map::Array(data) => Ok(Mapped::new(&data)?),
+        Map::Array(data) => Ok(data),
         other => Err(io::Error::other(format!("is not an array: {other:?}")).into()),
     }
 }
@@ -110,8 +116,7 @@ impl<A: Address> FamilyMaps<A> {
             service_addrs: take(source, &name("service_addrs"), HashMap::try_from)?,
             backends: take(source, &name("backends"), mapped)?,
             traffic: take(source, &name("backend_traffic"), mapped)?,
-            conntrack: take(source, &name("conntrack"), HashMap::try_from)?,
-            established: take(source, &name("established"), HashMap::try_from)?,
+            flows: take(source, &name("flows"), array)?,
             node_addrs: take(source, &name("node_addrs"), HashMap::try_from)?,
             pod_cidrs: take(source, &name("pod_cidrs"), LpmTrie::try_from)?,
             source_ranges: take(source, &name("source_ranges"), LpmTrie::try_from)?,
@@ -161,27 +166,18 @@ impl<A: Address> FamilyMaps<A> {
         self.backends.load_word(id, size_of::<layout::Backend<A>>() / 4 - 1)
     }
 
-    /// Every entry of a flow, and every copy of one.
-    fn entries(&self, mut visit: impl FnMut(Tuple<A>, Conntrack<A>)) -> io::Result<()> {
-        sys::for_each(self.conntrack.map().fd().as_fd(), &mut visit)?;
-        sys::for_each(self.established.map().fd().as_fd(), visit)
-    }
-
-    /// The entry of every flow, one for each direction, be it only the copy.
-    pub(super) fn flows(&self) -> io::Result<std::collections::HashMap<Tuple<A>, Conntrack<A>>> {
-        let mut flows = std::collections::HashMap::new();
-        self.entries(|tuple, entry| {
-            flows.entry(tuple).or_insert(entry);
-        })?;
-        Ok(flows)
-    }
-
-    /// Whether the entry is still there, and of the same flow, whatever packets came meanwhile.
-    pub(super) fn has_flow(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
-        let is = |map: &HashMap<_, _, _>| {
-            map.get(tuple, 0).is_ok_and(|now: Conntrack<A>| now.target() == entry.target())
-        };
-        is(&self.conntrack) || is(&self.established)
+    /// Every flow, but for those that are replaced while they are read.
+    pub(super) fn flows(&self) -> io::Result<impl Iterator<Item = Pair<A>>> {
+        let flows = Mapped::<Pair<A>>::new(&self.flows)?;
+        Ok((0..flows.len()).filter_map(move |number| {
+            // Most may be free.
+            if flows.load_word(number, Conntrack::<A>::FLAGS)? >> CT_PROTO_SHIFT == 0 {
+                return None;
+            }
+            let pair = flows.load(number)?;
+            let again = flows.load(number)?;
+            (pair.is_known() && pair.keys() == again.keys()).then_some(pair)
+        }))
     }
 
     /// Every entry of `source_ranges`.
@@ -224,6 +220,7 @@ impl Maps {
             names: take(source, "service_names", HashMap::try_from)?,
             pod_interfaces: take(source, "pod_interfaces", HashMap::try_from)?,
             socket_flows: take(source, "socket_flows", HashMap::try_from)?,
+            flow_seed: take(source, "flow_seed", mapped)?,
             metrics: take(source, "metrics", PerCpuArray::try_from)?,
             xdp_devices: take(source, "xdp_devices", Array::try_from)?,
             events: take(source, "events", ring)?,
@@ -241,6 +238,11 @@ impl Maps {
         if self.config() != *config {
             self.config.store(0, config, CONFIG_FLAGS_WORD);
         }
+    }
+
+    /// Keeps what flows are looked for by, for who adopts them.
+    pub(super) fn set_flow_seed(&self, seed: &FlowSeed) {
+        self.flow_seed.store(0, seed, 0);
     }
 
     /// Says whose frames the XDP program serves.

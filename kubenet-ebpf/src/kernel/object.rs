@@ -9,6 +9,7 @@ use super::probe;
 use crate::{
     MapSizes,
     error::caused,
+    layout::FlowSeed,
     pin::{self, Shape},
 };
 
@@ -32,10 +33,10 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 29] {
         ("service_traffic", names.saturating_add(1)),
         ("backend_traffic4", sizes.backends4),
         ("backend_traffic6", sizes.backends6),
-        ("conntrack4", sizes.connections),
-        ("conntrack6", sizes.connections),
-        ("established4", sizes.established),
-        ("established6", sizes.established),
+        ("flows4", sizes.flow_pairs()),
+        ("flows6", sizes.flow_pairs()),
+        ("flow_index4", sizes.flow_buckets()),
+        ("flow_index6", sizes.flow_buckets()),
         ("affinity4", sizes.affinities),
         ("affinity6", sizes.affinities),
         ("socket_peers4", sizes.sockets),
@@ -62,6 +63,7 @@ pub(crate) fn load(
     connect_refused: bool,
     direct_server_return: bool,
     has_external_tc: bool,
+    seed: &FlowSeed,
     pinned: Option<(&Path, &BTreeMap<String, Shape>)>,
 ) -> Result<Ebpf, DatapathError> {
     /// Spares the routing look-up the search for a neighbour, which `bpf_redirect_neigh` does anyway.
@@ -74,6 +76,7 @@ pub(crate) fn load(
     let has_skip_neigh = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0));
     let fib_flags = if has_skip_neigh { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
     let has_external_tc = u32::from(has_external_tc);
+    let (flow_pairs, flow_mask) = (of.flow_pairs(), of.flow_buckets() - 1);
     let mut loader = EbpfLoader::new();
     // The programs need no relocation against the kernel's types.
     loader.btf(None);
@@ -82,6 +85,9 @@ pub(crate) fn load(
     loader.override_global("have_coarse_clock", &have_coarse_clock, true);
     loader.override_global("fib_flags", &fib_flags, true);
     loader.override_global("has_external_tc", &has_external_tc, true);
+    loader.override_global("flow_pairs", &flow_pairs, true);
+    loader.override_global("flow_mask", &flow_mask, true);
+    loader.override_global("flow_secret", seed, true);
     for (map, size) in sizes(of) {
         loader.map_max_entries(map, size);
     }

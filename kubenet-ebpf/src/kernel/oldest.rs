@@ -44,6 +44,8 @@ const HELPERS: &[(i32, &str, Version)] = &[
     (51, "bpf_redirect_map", (4, 14)),
     (65, "bpf_xdp_adjust_tail", (5, 8)),
     (69, "bpf_fib_lookup", (4, 18)),
+    (93, "bpf_spin_lock", (5, 1)),
+    (94, "bpf_spin_unlock", (5, 1)),
     (118, "bpf_jiffies64", (5, 6)),
     (122, "bpf_get_netns_cookie", (5, 7)),
     (130, "bpf_ringbuf_output", (5, 8)),

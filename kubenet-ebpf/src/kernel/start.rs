@@ -20,7 +20,7 @@ use super::{
     follow::Undecided,
     link::{BpfLink, Place},
     maps::{self, Maps},
-    membarrier, netns, node, object, probe,
+    membarrier, netns, node, object, probe, sys,
 };
 use crate::{
     AttachMode, EbpfBuilder, Hook, Probe,
@@ -109,10 +109,18 @@ impl Engine {
             Some(pins) => Some(pins.begin_maps()?),
         };
         let pinned = directory.as_deref().map(|directory| (directory, &shapes));
-        let ebpf =
-            object::load(&sizes, found.connect_refused, direct_server_return, has_external_tc, pinned)?;
+        let seed = flow_seed(directory.as_deref())?;
+        let ebpf = object::load(
+            &sizes,
+            found.connect_refused,
+            direct_server_return,
+            has_external_tc,
+            &seed,
+            pinned,
+        )?;
         let mut programs = Programs::load(ebpf, wanted)?;
         let maps = Maps::take(programs.object())?;
+        maps.set_flow_seed(&seed);
         let held =
             directory.as_deref().map(|directory| PinnedMaps::open(directory, shapes.keys())).transpose()?;
         let (state, adopted) = match pins {
@@ -216,6 +224,20 @@ fn pinned_cookie(directory: &Path) -> Option<u64> {
     let map = MapData::from_pin(directory.join("config")).ok()?;
     let config = maps::mapped::<layout::Config>(Map::Array(map)).ok()?;
     config.load(0).map(|config| config.netns_cookie).filter(|cookie| *cookie != 0)
+}
+
+/// What flows are looked for by: that of the programs that put them there. Where none is written yet, no program ran.
+fn flow_seed(directory: Option<&Path>) -> Result<layout::FlowSeed, DatapathError> {
+    let pinned = directory.and_then(|directory| {
+        let map = MapData::from_pin(directory.join("flow_seed")).ok()?;
+        maps::mapped::<layout::FlowSeed>(Map::Array(map)).ok()?.load(0)
+    });
+    if let Some(seed) = pinned.filter(|seed| *seed != layout::FlowSeed::default()) {
+        return Ok(seed);
+    }
+    let word = sys::random()
+        .map_err(|e| caused("build", ErrorKind::Unavailable, "the kernel has no random numbers", e))?;
+    Ok(layout::FlowSeed { word })
 }
 
 /// What `config` holds from now on. Facts about the node stay as they are.

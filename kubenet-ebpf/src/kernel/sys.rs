@@ -48,6 +48,18 @@ struct BatchAttr {
 // SAFETY: the fields of the anonymous struct for batches, in order.
 unsafe impl Attributes for BatchAttr {}
 
+/// Random words, which nobody can know.
+pub(super) fn random<const N: usize>() -> io::Result<[u64; N]> {
+    let mut words = [0u64; N];
+    let length = size_of_val(&words);
+    // SAFETY: the buffer has this length, and any bytes are words. Up to 256 of them come at once or not at all.
+    let got = Errno::result(unsafe { libc::getrandom(words.as_mut_ptr().cast(), length, 0) })?;
+    if usize::try_from(got) != Ok(length) {
+        return Err(Errno::EIO.into());
+    }
+    Ok(words)
+}
+
 /// The anonymous struct for single entries.
 #[repr(C)]
 struct ElementAttr {

@@ -51,7 +51,7 @@ pub const DRAINING: u32 = 0x01;
 pub const SNAT6_SECOND: u32 = 0x02;
 
 /// Counters, by their index in `metrics`.
-#[allow(dead_code, reason = "the LRU is never full")]
+#[allow(dead_code, reason = "each has its place")]
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 pub enum Metric {
@@ -80,10 +80,14 @@ pub struct Setup {
     pub direct: bool,
     /// XDP has the programs of TC behind it.
     pub external_tc: bool,
+    /// Places for flows, and buckets of their index: a small table, so that it fills up.
+    pub pairs: u32,
+    pub buckets: u32,
 }
 
 impl Setup {
-    pub const USUAL: Self = Self { external: VETH, direct: false, external_tc: true };
+    pub const USUAL: Self =
+        Self { external: VETH, direct: false, external_tc: true, pairs: 4096, buckets: 2048 };
 }
 
 /// Runs a test on a thread of its own in a namespace of its own. Without root it is skipped, in CI it fails.
@@ -163,28 +167,27 @@ pub struct Bench {
     pub next_service: u32,
     /// The id and the timeout of Services to come.
     pub affinity: (u32, u32),
+    pub setup: Setup,
 }
 
 impl Bench {
     fn new(setup: Setup) -> Self {
+        let Setup { pairs, buckets, .. } = setup;
         node_namespace(setup.external);
 
         let object = env::var("KUBENET_BPF_OBJECT").unwrap_or_else(|_| OBJECT.into());
         let mut loader = EbpfLoader::new();
-        for map in [
-            "conntrack4",
-            "conntrack6",
-            "established4",
-            "established6",
-            "affinity4",
-            "affinity6",
-            "socket_peers4",
-            "socket_peers6",
-            "fragments4",
-            "fragments6",
-        ] {
+        for map in ["affinity4", "affinity6", "socket_peers4", "socket_peers6", "fragments4", "fragments6"] {
             loader.map_max_entries(map, 4096);
         }
+        for (map, size) in
+            [("flows4", pairs), ("flows6", pairs), ("flow_index4", buckets), ("flow_index6", buckets)]
+        {
+            loader.map_max_entries(map, size);
+        }
+        let mask = buckets - 1;
+        loader.override_global("flow_pairs", &pairs, true);
+        loader.override_global("flow_mask", &mask, true);
         let (direct, external_tc) = (u32::from(setup.direct), u32::from(setup.external_tc));
         loader.override_global("have_dsr", &direct, true);
         loader.override_global("has_external_tc", &external_tc, true);
@@ -194,7 +197,7 @@ impl Bench {
         }
         let index = |name| nix::net::if_::if_nametoindex(name).expect("device");
         let (pod0, ext0) = (index("pod0"), index("ext0"));
-        Self { ebpf, pod0, ext0, next_backend: 1, next_slot: 0, next_service: 1, affinity: (0, 0) }
+        Self { ebpf, pod0, ext0, next_backend: 1, next_slot: 0, next_service: 1, affinity: (0, 0), setup }
     }
 
     /// Attaches the programs to the external device.
@@ -367,10 +370,7 @@ impl Bench {
     pub fn forget_flows(&mut self) {
         empty::<16, 16>(self.map_mut("fragments4"));
         empty::<40, 40>(self.map_mut("fragments6"));
-        empty::<16, 56>(self.map_mut("conntrack4"));
-        empty::<40, 92>(self.map_mut("conntrack6"));
-        empty::<16, 56>(self.map_mut("established4"));
-        empty::<40, 92>(self.map_mut("established6"));
+        self.empty_table();
     }
 
     /// Changes the backends of a frontend, which stays the same Service's.
@@ -400,14 +400,6 @@ impl Bench {
                 map.remove(&key.try_into().expect("key")).expect("remove");
             }
         }
-    }
-
-    /// Number of conntrack entries of both families.
-    pub fn entries(&mut self) -> usize {
-        fn len<const K: usize, const V: usize>(map: &mut aya::maps::Map) -> usize {
-            HashMap::<_, [u8; K], [u8; V]>::try_from(map).expect("hash map").keys().count()
-        }
-        len::<16, 56>(self.map_mut("conntrack4")) + len::<40, 92>(self.map_mut("conntrack6"))
     }
 
     pub fn metric(&mut self, metric: Metric) -> u64 {

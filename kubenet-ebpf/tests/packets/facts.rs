@@ -1,13 +1,10 @@
 //! What tests write into the maps for a rule of their own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use aya::maps::{HashMap, MapData, lpm_trie};
 
-use crate::{
-    bench::{Bench, Hook, octets},
-    frame::Proto,
-};
+use crate::bench::{Bench, Hook, octets};
 
 impl Bench {
     /// Makes all that comes in there a pod's.
@@ -88,10 +85,7 @@ impl Bench {
                 map.insert(key, value, 0).expect("insert");
             }
         }
-        for (v4, v6) in [("conntrack4", "conntrack6"), ("established4", "established6")] {
-            age::<16, 56>(self.map_mut(v4), 24, ticks);
-            age::<40, 92>(self.map_mut(v6), 48, ticks);
-        }
+        self.age_flows(ticks);
         age::<16, 16>(self.map_mut("fragments4"), 8, ticks);
         age::<40, 40>(self.map_mut("fragments6"), 32, ticks);
     }
@@ -104,106 +98,5 @@ impl Bench {
         for (key, last) in entries {
             map.insert(key, last.wrapping_sub(ticks), 0).expect("insert");
         }
-    }
-
-    /// Drops the entry for packets from one address to another, as the LRU may.
-    pub fn evict(&mut self, from: SocketAddr, to: SocketAddr, proto: Proto) {
-        let key = flow_key(from, to, proto);
-        if from.is_ipv4() {
-            HashMap::<_, [u8; 16], [u8; 56]>::try_from(self.map_mut("conntrack4"))
-                .expect("hash map")
-                .remove(&key.try_into().expect("key"))
-                .expect("the entry was there");
-        } else {
-            HashMap::<_, [u8; 40], [u8; 92]>::try_from(self.map_mut("conntrack6"))
-                .expect("hash map")
-                .remove(&key.try_into().expect("key"))
-                .expect("the entry was there");
-        }
-    }
-
-    /// The entry that a map has for packets from one address to another.
-    pub fn entry(&mut self, map: &str, from: SocketAddr, to: SocketAddr, proto: Proto) -> Option<Entry> {
-        let key = flow_key(from, to, proto);
-        let map = self.map_mut(&format!("{map}{}", if from.is_ipv4() { 4 } else { 6 }));
-        let bytes = if from.is_ipv4() {
-            let map = HashMap::<_, [u8; 16], [u8; 56]>::try_from(map).expect("hash map");
-            map.get(&key.try_into().expect("key"), 0).ok()?.to_vec()
-        } else {
-            let map = HashMap::<_, [u8; 40], [u8; 92]>::try_from(map).expect("hash map");
-            map.get(&key.try_into().expect("key"), 0).ok()?.to_vec()
-        };
-        Some(Entry { from, to, proto, bytes })
-    }
-
-    /// Writes an entry back, where flows are looked for first.
-    pub fn set_entry(&mut self, entry: &Entry) {
-        let key = flow_key(entry.from, entry.to, entry.proto);
-        if entry.from.is_ipv4() {
-            self.insert::<16, 56>("conntrack4", &key, &entry.bytes);
-        } else {
-            self.insert::<40, 92>("conntrack6", &key, &entry.bytes);
-        }
-    }
-}
-
-/// Key of the maps of flows.
-fn flow_key(from: SocketAddr, to: SocketAddr, proto: Proto) -> Vec<u8> {
-    let mut key = [octets(from.ip()), octets(to.ip())].concat();
-    key.extend([from.port().to_be_bytes(), to.port().to_be_bytes()].concat());
-    key.extend([proto.number(), 0, 0, 0]);
-    key
-}
-
-/// What is known of a flow in one direction: `struct conntrack4` or `struct conntrack6`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    from: SocketAddr,
-    to: SocketAddr,
-    proto: Proto,
-    bytes: Vec<u8>,
-}
-
-/// One of its words.
-#[derive(Clone, Copy, Debug)]
-pub enum Word {
-    LastSeen,
-    Flags,
-    Device,
-    /// In IPv4 it shares its word with what is left of a MAC address.
-    Mtu,
-    Bytes,
-}
-
-impl Entry {
-    fn at(&self, word: Word) -> std::ops::Range<usize> {
-        let (v4, v6) = match word {
-            Word::LastSeen => (24, 48),
-            Word::Flags => (28, 52),
-            Word::Device => (32, 56),
-            Word::Mtu if self.from.is_ipv4() => return 42..44,
-            Word::Mtu => (0, 76),
-            Word::Bytes => (52, 88),
-        };
-        let at = if self.from.is_ipv4() { v4 } else { v6 };
-        at..at + 4
-    }
-
-    pub fn get(&self, word: Word) -> u32 {
-        match self.bytes[self.at(word)] {
-            [a, b] => u16::from_ne_bytes([a, b]).into(),
-            [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
-            _ => unreachable!("a word"),
-        }
-    }
-
-    /// The same with another word.
-    pub fn with(&self, word: Word, value: u32) -> Self {
-        let (mut entry, at) = (self.clone(), self.at(word));
-        match at.len() {
-            2 => entry.bytes[at].copy_from_slice(&(value as u16).to_ne_bytes()),
-            _ => entry.bytes[at].copy_from_slice(&value.to_ne_bytes()),
-        }
-        entry
     }
 }

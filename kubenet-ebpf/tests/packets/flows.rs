@@ -139,28 +139,6 @@ fn translated_packets_pass_the_egress_program_as_they_are() {
 }
 
 #[test]
-fn an_entry_that_the_lru_dropped_is_written_again_from_the_other() {
-    for_each_kind(|bench, net, proto| {
-        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
-        let id = bench.backend(backend, 0);
-        bench.serve(frontend, proto, 0, &[id], &[]);
-        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
-        let there = Frame::new(proto, client, frontend).flags(Flags::Ack);
-        let back = Frame::new(proto, backend, client).flags(Flags::Ack);
-
-        bench.evict(backend, client, proto);
-        bench.age(2);
-        bench.expect_forwarded(Hook::FromPod, there.clone(), client, backend);
-        bench.expect_forwarded(Hook::FromExternal, back.clone(), frontend, client);
-
-        bench.evict(client, frontend, proto);
-        bench.age(2);
-        bench.expect_forwarded(Hook::FromExternal, back, frontend, client);
-        bench.expect_forwarded(Hook::FromPod, there, client, backend);
-    });
-}
-
-#[test]
 fn a_route_is_kept_for_a_second_and_then_looked_up_again() {
     for_tcp_and_udp(|bench, net, proto| {
         let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));

@@ -1,7 +1,7 @@
 //! UDP flows of which one side was silent for long.
 
 use crate::{
-    bench::{Bench, DRAINING, Hook, for_each_kind},
+    bench::{Bench, Hook, for_each_kind},
     frame::{Flags, Frame, Proto},
     nets::{Net, at},
 };
@@ -81,23 +81,6 @@ fn an_answer_after_both_were_silent_is_no_answer() {
         let frames = begin(bench, net);
         bench.age(IDLE);
         bench.expect_passed(Hook::FromExternal, frames[1].clone());
-        assert_eq!(bench.entries(), 0);
-        // Nor is it if the LRU has dropped what the client was heard of.
-        there(bench, &frames);
-        bench.evict(frames[0].from, frames[0].to, Proto::Udp);
-        bench.age(IDLE);
-        bench.expect_passed(Hook::FromExternal, frames[1].clone());
-        assert_eq!(bench.entries(), 0);
-    });
-}
-
-#[test]
-fn while_draining_a_flow_of_which_no_answer_is_known_is_the_successors() {
-    for_each_family(|bench, net| {
-        let frames = begin(bench, net);
-        bench.evict(frames[1].from, frames[1].to, Proto::Udp);
-        bench.configure(DRAINING, 20000..=29999);
-        bench.expect_passed(Hook::FromPod, frames[0].clone());
         assert_eq!(bench.entries(), 0);
     });
 }

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use crate::{
     bench::{ALIVE, Bench, DRAINING, Hook, TERMINATING, for_each_kind},
-    facts::Word,
     frame::{Flags, Frame, Proto},
     nets::{Net, at},
+    table::Word,
 };
 
 struct Flow {
@@ -122,7 +122,7 @@ fn udp_looks_for_its_backend_in_the_set_when_the_frontend_has_lost_one() {
         }
         let flow = established(bench, net, proto);
         let flags = |bench: &mut Bench| {
-            let entry = bench.entry("conntrack", flow.client, flow.frontend, proto).expect("a known flow");
+            let entry = bench.entry(flow.client, flow.frontend, proto).expect("a known flow");
             entry.get(Word::Flags) & (0xffff * CUT)
         };
         assert_eq!(flags(bench), 0);
@@ -274,72 +274,6 @@ fn an_ended_connection_does_not_take_the_answer_to_another() {
             bench.expect_passed(hook, answer);
             assert_eq!(bench.entries(), 0);
         }
-    });
-}
-
-/// The LRU has dropped the entry of the backend's answers.
-#[test]
-fn of_a_flow_with_one_entry_left_a_reset_is_known_and_else_it_goes_on() {
-    for_each_kind(|bench, net, proto| {
-        if proto == Proto::Udp {
-            return;
-        }
-        for reset in [false, true] {
-            bench.clear();
-            let flow = established(bench, net, proto);
-            flow.move_on(bench, proto);
-            if reset {
-                let reset = flow.syn(proto).flags(Flags::Rst);
-                bench.expect_forwarded(Hook::FromPod, reset, flow.client, flow.old);
-            }
-            bench.evict(flow.old, flow.client, proto);
-            let backend = if reset { flow.new } else { flow.old };
-            bench.expect_forwarded(Hook::FromPod, flow.syn(proto), flow.client, backend);
-        }
-    });
-}
-
-/// The client has sent its FIN, and the LRU has dropped the entry of the backend's answers.
-#[test]
-fn an_entry_that_is_written_again_does_not_say_that_its_side_has_ended() {
-    for_each_kind(|bench, net, proto| {
-        if proto != Proto::Tcp {
-            return;
-        }
-        let flow = established(bench, net, proto);
-        flow.move_on(bench, proto);
-        let there = |flags| flow.syn(proto).flags(flags);
-        bench.expect_forwarded(Hook::FromPod, there(Flags::Fin), flow.client, flow.old);
-        bench.evict(flow.old, flow.client, proto);
-        bench.age(1);
-        for flags in [Flags::Ack, Flags::Syn] {
-            bench.expect_forwarded(Hook::FromPod, there(flags), flow.client, flow.old);
-        }
-        assert_eq!(bench.entries(), 2);
-        // It has ended when the backend says so, too.
-        let fin = Frame::new(proto, flow.old, flow.client).flags(Flags::Fin);
-        bench.expect_forwarded(Hook::FromExternal, fin, flow.frontend, flow.client);
-        bench.expect_forwarded(Hook::FromPod, there(Flags::Syn), flow.client, flow.new);
-    });
-}
-
-/// The LRU has dropped the entry of the client's packets.
-#[test]
-fn a_first_answer_goes_on_though_nothing_is_known_of_the_client() {
-    for_each_kind(|bench, net, proto| {
-        let (client, frontend, backend) = (at(net.pod, 40000), at(net.vip, 80), at(net.pod_there, 8080));
-        let id = bench.backend(backend, 0);
-        bench.serve(frontend, proto, 0, &[id], &[]);
-        bench.expect_forwarded(Hook::FromPod, Frame::new(proto, client, frontend), client, backend);
-        bench.evict(client, frontend, proto);
-        let answer = Frame::new(proto, backend, client).flags(Flags::Ack);
-        for _ in 0..2 {
-            bench.expect_forwarded(Hook::FromExternal, answer.clone(), frontend, client);
-            bench.age(1);
-        }
-        // By then it is known again.
-        let more = Frame::new(proto, client, frontend).flags(Flags::Ack);
-        bench.expect_forwarded(Hook::FromPod, more, client, backend);
     });
 }
 

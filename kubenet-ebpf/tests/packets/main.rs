@@ -17,7 +17,9 @@ mod icmp;
 mod netns;
 mod nets;
 mod oracle;
+mod room;
 mod run;
+mod table;
 mod tap;
 
 mod affinity;
@@ -26,7 +28,6 @@ mod clock;
 mod direct;
 mod edges;
 mod errors;
-mod established;
 mod events;
 mod extensions;
 mod flows;

@@ -154,34 +154,6 @@ fn s6_the_only_port_is_given_to_another_as_soon_as_its_connection_has_ended() {
     });
 }
 
-/// The LRU has dropped the entry of the client's packets.
-#[test]
-fn s6_the_port_of_a_flow_with_one_entry_left_is_given_to_another_when_that_was_reset() {
-    for_tcp_and_udp(|bench, net, proto| {
-        if proto == Proto::Udp {
-            return;
-        }
-        let (frontend, backend) = (at(net.vip, 80), at(net.pod_there, 8080));
-        let id = bench.backend(backend, 0);
-        bench.serve(frontend, proto, MASQ_OUTSIDE, &[id], &[id]);
-        bench.configure(0, 20000..=20000);
-        let client = |port| Frame::new(proto, at(net.outside, port), frontend);
-        open(bench, net, Hook::FromExternal, client(1), backend);
-        let answer = |flags| Frame::new(proto, backend, at(net.node, 20000)).flags(flags);
-        for (flags, given) in [(Flags::SynAck, false), (Flags::Rst, true)] {
-            bench.expect_forwarded(Hook::FromExternal, answer(flags), frontend, at(net.outside, 1));
-            bench.evict(at(net.outside, 1), frontend, proto);
-            bench.age(100);
-            if given {
-                open(bench, net, Hook::FromExternal, client(2), backend);
-                assert_eq!(bench.entries(), 2);
-            } else {
-                bench.expect_dropped(Hook::FromExternal, client(2), Metric::SnatExhausted);
-            }
-        }
-    });
-}
-
 #[test]
 fn s6_the_port_of_a_connection_that_ended_a_moment_ago_is_the_last_to_be_taken() {
     let proto = Proto::Tcp;

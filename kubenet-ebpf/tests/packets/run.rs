@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use aya::programs::{Program, TestRun, TestRunOptions, TestRunResult};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 
 use crate::{
-    bench::{Bench, program, without_signals},
+    bench::{Bench, without_signals},
     frame::Frame,
 };
 
@@ -60,8 +60,14 @@ impl Bench {
         (Outcome { action: result.return_value as i32, bytes: out }, result.duration)
     }
 
+    /// The same from several threads at once.
+    pub fn run_beside(&self, hook: Hook, bytes: &[u8]) -> i32 {
+        let mut out = vec![0; bytes.len() + 256];
+        self.test_run(hook, bytes, 0, 1, &mut out).return_value as i32
+    }
+
     fn test_run(
-        &mut self,
+        &self,
         hook: Hook,
         bytes: &[u8],
         gso_size: u32,
@@ -87,7 +93,9 @@ impl Bench {
             repeat: rounds,
             ..Default::default()
         };
-        program(&mut self.ebpf, name).test_run(options).expect("test run")
+        let program: &SchedClassifier =
+            self.ebpf.program(name).and_then(|program| program.try_into().ok()).expect(name);
+        program.test_run(options).expect("test run")
     }
 
     /// The least that a packet costs the program at the pod, each time run on its own output so many times.

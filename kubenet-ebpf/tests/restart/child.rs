@@ -58,7 +58,7 @@ impl Plan {
         // As small as will do: most of the time of a start goes into memory for maps.
         let mut sizes = MapSizes::default();
         (sizes.services, sizes.slots, sizes.backends4, sizes.backends6) = (256, 1 << 19, 1024, 1024);
-        (sizes.connections, sizes.established) = (32_768, 1024);
+        sizes.connections = 16_384;
         (sizes.affinities, sizes.sockets) = (1024, 32_768);
         let mut builder = EbpfDatapath::builder()
             .map_sizes(sizes)

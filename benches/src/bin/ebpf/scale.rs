@@ -45,8 +45,8 @@ fn size(report: &mut Report, lines: &mut Curves, services: u32, flows: u32) -> R
     let more = |wanted: u32| wanted + 4_096;
     (sizes.services, sizes.slots, sizes.backends4) = (more(services), more(services), more(services));
     sizes.backends6 = 16;
-    // An entry for each direction, and none may make room for another.
-    sizes.connections = flows * 5 / 2;
+    // None may make room for another.
+    sizes.connections = flows * 5 / 4;
     (sizes.affinities, sizes.sockets) = (1_024, 1_024);
     let kubenet = Kubenet::start(&lab, sizes, |builder| builder)?;
     kubenet.replace(routes::table(services, 1)?)?;
