@@ -50,8 +50,9 @@ volatile const struct flow_seed flow_secret = {
 #define WORTH_IDLE 0x00ffffff
 
 /*
- * Multilinear hashing: of a secret seed, any bits of the result are as good as
- * drawn by lot for any two keys.
+ * Multilinear hashing with a secret seed: for any two keys, a client cannot make
+ * the sums alike. Those of keys that follow each other do so, too, and would fill
+ * some buckets for some seeds: what comes after it leaves nothing of that.
  */
 static __always_inline __u32 flow_hash(const void *key, __u32 words, __u8 proto)
 {
@@ -67,7 +68,8 @@ static __always_inline __u32 flow_hash(const void *key, __u32 words, __u8 proto)
 	}
 	sum += (flow_secret.word[words - 1] + word[words - 1]) *
 	       (flow_secret.word[words] + proto);
-	return sum >> 32;
+	sum ^= sum >> 32;
+	return sum * 0x9e3779b97f4a7c15 >> 32;
 }
 
 /* Never 0, as that of an empty slot is. */

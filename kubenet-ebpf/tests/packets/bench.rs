@@ -83,11 +83,13 @@ pub struct Setup {
     /// Places for flows, and buckets of their index: a small table, so that it fills up.
     pub pairs: u32,
     pub buckets: u32,
+    /// What flows are looked for by, if not what the object has.
+    pub seed: Option<[u64; 11]>,
 }
 
 impl Setup {
     pub const USUAL: Self =
-        Self { external: VETH, direct: false, external_tc: true, pairs: 4096, buckets: 2048 };
+        Self { external: VETH, direct: false, external_tc: true, pairs: 4096, buckets: 2048, seed: None };
 }
 
 /// Runs a test on a thread of its own in a namespace of its own. Without root it is skipped, in CI it fails.
@@ -188,6 +190,9 @@ impl Bench {
         let mask = buckets - 1;
         loader.override_global("flow_pairs", &pairs, true);
         loader.override_global("flow_mask", &mask, true);
+        if let Some(seed) = &setup.seed {
+            loader.override_global("flow_secret", seed, true);
+        }
         let (direct, external_tc) = (u32::from(setup.direct), u32::from(setup.external_tc));
         loader.override_global("have_dsr", &direct, true);
         loader.override_global("has_external_tc", &external_tc, true);

@@ -24,6 +24,7 @@ mod tap;
 
 mod affinity;
 mod choice;
+mod claims;
 mod clock;
 mod direct;
 mod edges;

@@ -11,26 +11,26 @@ use crate::{
 
 /// A flow of a client outside to a backend here, both ways.
 #[derive(Clone, Copy, Debug)]
-struct Flow {
-    proto: Proto,
-    client: SocketAddr,
-    frontend: SocketAddr,
-    backend: SocketAddr,
+pub struct Flow {
+    pub proto: Proto,
+    pub client: SocketAddr,
+    pub frontend: SocketAddr,
+    pub backend: SocketAddr,
 }
 
 impl Flow {
-    fn ask(self, bench: &mut Bench, flags: Flags) {
+    pub fn ask(self, bench: &mut Bench, flags: Flags) {
         let frame = Frame::new(self.proto, self.client, self.frontend).flags(flags);
         bench.expect_forwarded(Hook::FromExternal, frame, self.client, self.backend);
     }
 
-    fn answer(self, bench: &mut Bench, flags: Flags) {
+    pub fn answer(self, bench: &mut Bench, flags: Flags) {
         let frame = Frame::new(self.proto, self.backend, self.client).flags(flags);
         bench.expect_forwarded(Hook::FromPod, frame, self.frontend, self.client);
     }
 
     /// Whether the table has it. A packet might make it known again.
-    fn is_known(self, bench: &mut Bench) -> bool {
+    pub fn is_known(self, bench: &mut Bench) -> bool {
         bench.has(self.client, self.frontend, self.proto)
     }
 
@@ -39,14 +39,14 @@ impl Flow {
         bench.entry(self.client, self.frontend, self.proto).expect("a known flow").place >> 1
     }
 
-    fn open(self, bench: &mut Bench) {
+    pub fn open(self, bench: &mut Bench) {
         self.ask(bench, Flags::Syn);
         self.answer(bench, Flags::SynAck);
         self.ask(bench, Flags::Ack);
     }
 }
 
-fn serve(bench: &mut Bench, net: Net, proto: Proto, port: u16) -> Flow {
+pub fn serve(bench: &mut Bench, net: Net, proto: Proto, port: u16) -> Flow {
     let (frontend, backend) = (at(net.vip, 80), at(net.pod_here, 8080));
     let id = bench.backend(backend, LOCAL);
     bench.serve(frontend, proto, 0, &[id], &[id]);
@@ -54,7 +54,7 @@ fn serve(bench: &mut Bench, net: Net, proto: Proto, port: u16) -> Flow {
 }
 
 /// SYNs or datagrams to the frontend, each from another address.
-fn flood(bench: &mut Bench, flow: Flow, numbers: std::ops::Range<u32>) {
+pub fn flood(bench: &mut Bench, flow: Flow, numbers: std::ops::Range<u32>) {
     let mut frame = Frame::new(flow.proto, flow.client, flow.frontend);
     frame.mac_to = bench.mac(Hook::FromExternal);
     let mut bytes = frame.bytes();
@@ -110,7 +110,7 @@ fn a_flood_of_a_million_clients_pushes_out_no_flow_that_lasts() {
 }
 
 /// A table with 31 places for flows.
-const SMALL: Setup = Setup { pairs: 32, ..Setup::USUAL };
+pub const SMALL: Setup = Setup { pairs: 32, ..Setup::USUAL };
 
 #[test]
 fn a_full_table_gives_room_in_order() {
@@ -220,7 +220,7 @@ fn a_cpu_that_was_idle_for_half_a_round_gives_up_what_it_had_to_look_through() {
 }
 
 /// Has this thread stay where it is.
-fn on_one_cpu<T>(what: impl FnOnce() -> T) -> T {
+pub fn on_one_cpu<T>(what: impl FnOnce() -> T) -> T {
     use nix::{
         sched::{CpuSet, sched_getaffinity, sched_setaffinity},
         unistd::Pid,
@@ -237,7 +237,7 @@ fn on_one_cpu<T>(what: impl FnOnce() -> T) -> T {
 }
 
 /// One pair of buckets, for 30 entries.
-const TWO_BUCKETS: Setup = Setup { buckets: 2, ..Setup::USUAL };
+pub const TWO_BUCKETS: Setup = Setup { buckets: 2, ..Setup::USUAL };
 
 fn slots(bucket: &Bucket) -> impl Iterator<Item = u32> {
     bucket[..SLOTS].iter().copied().filter(|slot| *slot != 0)

@@ -33,7 +33,7 @@ impl Bench {
         }
     }
 
-    fn set_pair(&mut self, v4: bool, number: u32, bytes: &[u8]) {
+    pub fn set_pair(&mut self, v4: bool, number: u32, bytes: &[u8]) {
         if v4 {
             let bytes: [u8; PAIR4] = bytes.try_into().expect("a pair");
             array::<PAIR4>(self.map_mut("flows4")).set(number, bytes, 0).expect("set");
@@ -48,7 +48,7 @@ impl Bench {
         Array::<_, Bucket>::try_from(map).expect("an array").get(&number, 0).expect("a bucket")
     }
 
-    fn set_bucket(&mut self, v4: bool, number: u32, bucket: Bucket) {
+    pub fn set_bucket(&mut self, v4: bool, number: u32, bucket: Bucket) {
         let map = self.map_mut(if v4 { "flow_index4" } else { "flow_index6" });
         Array::<_, Bucket>::try_from(map).expect("an array").set(number, bucket, 0).expect("set");
     }
@@ -204,7 +204,7 @@ pub enum Word {
 }
 
 impl Word {
-    fn at(self, is_v4: bool) -> std::ops::Range<usize> {
+    pub fn at(self, is_v4: bool) -> std::ops::Range<usize> {
         let (v4, v6) = match self {
             Word::LastSeen => (36, 84),
             Word::Flags => (40, 88),
