@@ -25,7 +25,8 @@ pub struct MapSizes {
     pub backends4: u32,
     /// IPv6 backends.
     pub backends6: u32,
-    /// Connections of each address family, 1,024 or more. Where there are more, new ones take the room of those that
+    /// Connections of each address family, 1,024 or more; there is room for no fewer than 128 for each CPU. Where
+    /// there are more, new ones take the room of those that
     /// are closed or that nobody has answered, then of UDP flows without answers, and only then of the one that was
     /// silent for longest, among some that are looked at. So a flood pushes out no connection that was answered,
     /// while those fill less than half.
@@ -63,10 +64,20 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
+    /// What a place in the index of flows has room for.
+    const MOST_CONNECTIONS: u32 = (1 << 23) - 8;
+
     /// Service ids of both families.
     #[cfg(target_os = "linux")]
     pub(crate) fn service_names(&self) -> u32 {
         self.services.saturating_mul(2)
+    }
+
+    /// With room for flows enough that CPUs that look for some at once do not meet.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn for_cpus(self, cpus: usize) -> Self {
+        let least = u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(128);
+        Self { connections: self.connections.max(least.min(Self::MOST_CONNECTIONS)), ..self }
     }
 
     /// Places for flows: the first is never used, and each CPU looks through eight at a time.
@@ -85,8 +96,6 @@ impl MapSizes {
         // What indexes of addresses have room for, see `kernel::node`.
         const MOST_ADDRESSES: u32 = 4094;
         const MOST: u32 = 1 << 26;
-        // What a place in the index has room for.
-        const MOST_CONNECTIONS: u32 = (1 << 23) - 8;
         let Self {
             services,
             slots,
@@ -104,7 +113,7 @@ impl MapSizes {
             ("slots", slots, 1, MOST),
             ("backends4", backends4, 2, MOST),
             ("backends6", backends6, 2, MOST),
-            ("connections", connections, 1024, MOST_CONNECTIONS),
+            ("connections", connections, 1024, Self::MOST_CONNECTIONS),
             ("affinities", affinities, 1, MOST),
             ("sockets", sockets, 1, MOST),
             ("node_addresses", node_addresses, 1, MOST_ADDRESSES),
@@ -435,6 +444,16 @@ mod tests {
         let error = builder.build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         error.message().to_owned()
+    }
+
+    #[test]
+    fn there_is_room_for_flows_for_each_cpu_and_none_without_a_place() {
+        let few = MapSizes { connections: 1024, ..MapSizes::default() };
+        assert_eq!(few.clone().for_cpus(8).connections, 1024);
+        assert_eq!(few.clone().for_cpus(256).connections, 32_768);
+        assert_eq!(MapSizes::default().for_cpus(256), MapSizes::default());
+        let most = few.for_cpus(usize::MAX);
+        assert_eq!((most.flow_pairs(), most.flow_buckets()), (1 << 23, 1 << 22));
     }
 
     #[test]

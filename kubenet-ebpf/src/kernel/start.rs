@@ -10,7 +10,10 @@ use std::{
     time::Instant,
 };
 
-use aya::maps::{Map, MapData};
+use aya::{
+    maps::{Map, MapData},
+    util::nr_cpus,
+};
 use kubenet_core::datapath::{Capabilities, DatapathError, ErrorKind, EventHub};
 
 use super::{
@@ -85,6 +88,10 @@ impl Engine {
         if let Some(path) = &network_namespace {
             netns::enter(path)?;
         }
+        let cpus = nr_cpus().map_err(|(_, e)| {
+            caused("build", ErrorKind::Unavailable, "cannot find out how many CPUs there are", e)
+        })?;
+        let sizes = sizes.for_cpus(cpus);
         let found = probe()?;
         let cgroup = cgroup.filter(|_| hooks.sockets);
         if let Some(why) = found.missing.get(&Hook::Sockets).filter(|_| cgroup.is_some()) {
