@@ -3,10 +3,16 @@
 //! Whatever the C side declares `__be16` or `__be32` is a newtype over bytes here, so that host and network
 //! order cannot be mixed up, and no struct has padding that the compiler puts in.
 
+mod flow;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::Pod;
 use kubenet_core::model::LocalDetector;
+
+#[cfg(test)]
+pub(crate) use self::flow::CT_REPLY;
+pub(crate) use self::flow::{CT_FIN, CT_PROTO_SHIFT, CT_RST, CT_SEEN_REPLY, Conntrack, FlowSeed, Pair};
 
 /// `KUBENET_LAYOUT`: maps of another version are not adopted.
 pub(crate) const VERSION: u32 = 4;
@@ -28,13 +34,6 @@ pub(crate) const SVC_CUTS: u32 = 0xffff << SVC_CUTS_SHIFT;
 pub(crate) const BACKEND_ALIVE: u16 = 0x01;
 pub(crate) const BACKEND_LOCAL: u16 = 0x02;
 pub(crate) const BACKEND_TERMINATING: u16 = 0x04;
-
-#[cfg(test)]
-pub(crate) const CT_REPLY: u32 = 0x01;
-pub(crate) const CT_SEEN_REPLY: u32 = 0x02;
-pub(crate) const CT_FIN: u32 = 0x04;
-pub(crate) const CT_RST: u32 = 0x08;
-pub(crate) const CT_PROTO_SHIFT: u32 = 8;
 
 pub(crate) const NODE_ADDR_LOCAL: u32 = 0x01;
 pub(crate) const NODE_ADDR_NODE_PORT: u32 = 0x02;
@@ -152,85 +151,6 @@ pub(crate) struct Backend<A> {
     pub(crate) port: Be16,
     pub(crate) flags: u16,
     pub(crate) generation: u32,
-}
-
-/// `struct ends4` and `ends6`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct Ends<A> {
-    pub(crate) saddr: A,
-    pub(crate) daddr: A,
-    pub(crate) sport: Be16,
-    pub(crate) dport: Be16,
-}
-
-/// `struct conntrack4` and `conntrack6`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct Conntrack<A: Address> {
-    /// What packets have.
-    pub(crate) key: Ends<A>,
-    /// What they get instead.
-    pub(crate) target: Ends<A>,
-    pub(crate) service: u32,
-    pub(crate) backend: u32,
-    /// Of the backend; in the backend's direction, of the service.
-    pub(crate) generation: u32,
-    pub(crate) last_seen: u32,
-    pub(crate) flags: u32,
-    pub(crate) route: Hop<A>,
-    pub(crate) packets: u32,
-    pub(crate) bytes: u32,
-    pub(crate) fill: A::Fill,
-}
-
-impl<A: Address> Conntrack<A> {
-    /// The word with the flags.
-    pub(crate) const FLAGS: usize = (2 * size_of::<Ends<A>>() + 4 * 4) / 4;
-
-    /// The protocol; 0 of what is nobody's.
-    pub(crate) fn proto(&self) -> u8 {
-        (self.flags >> CT_PROTO_SHIFT) as u8
-    }
-}
-
-/// `struct pair4` and `pair6`: both directions of a flow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct Pair<A: Address> {
-    /// Of the client's packets.
-    pub(crate) there: Conntrack<A>,
-    /// Of the backend's.
-    pub(crate) back: Conntrack<A>,
-}
-
-impl<A: Address> Pair<A> {
-    /// Whether it is a flow's, and not on its way to the next.
-    pub(crate) fn is_known(&self) -> bool {
-        self.there.proto() != 0 && self.there.key.dport != Be16::default()
-    }
-
-    /// What makes it this flow's and no other's.
-    pub(crate) fn keys(&self) -> (Ends<A>, Ends<A>, u8) {
-        (self.there.key, self.back.key, self.there.proto())
-    }
-}
-
-/// `struct flow_seed`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct FlowSeed {
-    pub(crate) word: [u64; 11],
-}
-
-/// `struct route4` and `route6`: only the programs read it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct Hop<A> {
-    pub(crate) ifindex: u32,
-    pub(crate) hop: A,
-    /// Of IPv4, with the rest of a MAC address.
-    pub(crate) mtu: u32,
 }
 
 /// `struct traffic`.
@@ -435,9 +355,6 @@ unsafe impl Pod for Addr6 {}
 unsafe impl<A: Address> Pod for ServiceKey<A> {}
 unsafe impl Pod for Service {}
 unsafe impl<A: Address> Pod for Backend<A> {}
-unsafe impl<A: Address> Pod for Conntrack<A> {}
-unsafe impl<A: Address> Pod for Pair<A> {}
-unsafe impl Pod for FlowSeed {}
 unsafe impl<A: Address> Pod for AffinityKey<A> {}
 unsafe impl Pod for Traffic {}
 unsafe impl Pod for Listeners {}
@@ -455,13 +372,6 @@ const _: () = {
     assert!(size_of::<Service>() == 8 * 4);
     assert!(size_of::<Backend<Addr4>>() == 4 + 2 + 2 + 4);
     assert!(size_of::<Backend<Addr6>>() == 16 + 2 + 2 + 4);
-    // One line of the cache, and two.
-    assert!(size_of::<Conntrack<Addr4>>() == 2 * (2 * 4 + 2 * 2) + 5 * 4 + 3 * 4 + 2 * 4);
-    assert!(size_of::<Conntrack<Addr4>>() == 64);
-    assert!(size_of::<Conntrack<Addr6>>() == 2 * (2 * 16 + 2 * 2) + 5 * 4 + 2 * 4 + 16 + 2 * 4 + 4);
-    assert!(size_of::<Conntrack<Addr6>>() == 128);
-    assert!(size_of::<Pair<Addr6>>() == 2 * 128);
-    assert!(size_of::<FlowSeed>() == 11 * 8);
     assert!(size_of::<Event>() == 4 + 4 * 2 + 3 * 16);
     assert!(size_of::<Listeners>() == 3 * 4);
     assert!(size_of::<Traffic>() == 2 * 4 + 5 * 8);
