@@ -67,10 +67,11 @@ fn lab() -> Result<Lab, Failure> {
 }
 
 pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
-    let (rounds, many) = if quick { (5, 1_000) } else { (20, 100_000) };
+    let (rounds, many) = if quick { (5, 1_000) } else { (20, 1_000_000) };
     let (here, plain) = (lab()?, lab()?);
     let mut sizes = MapSizes::default();
-    sizes.services = many + 4_096;
+    let room = many + 4_096;
+    (sizes.services, sizes.slots, sizes.backends4) = (room, room, room);
     let kubenet = Kubenet::start(&here, sizes, |mut builder| {
         for interface in here.node(Node::A).pod_interfaces() {
             builder = builder.pod_interface(interface);
