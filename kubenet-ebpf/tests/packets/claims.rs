@@ -5,6 +5,7 @@ use crate::{
         Bench, Hook, LOCAL, MASQ_OUTSIDE, Metric, Outcome, REDIRECT, SHOT, Setup, for_each_kind_directly,
         octets, on_bench, on_bench_with,
     },
+    clock::begin_tick,
     direct::marked,
     frame::{Flags, Frame, Proto},
     nets::{Net, V4, V6, at, next},
@@ -201,6 +202,7 @@ fn a_connection_that_ended_gives_its_room_in_time() {
             bench.age(61);
             let entry = bench.entry(flow(3).client, first.frontend, Proto::Tcp).expect("a flow");
             bench.set_entry(&entry.with(Word::Flags, entry.get(Word::Flags) & !SEEN_REPLY));
+            begin_tick();
             flow(3).ask(bench, Flags::Ack);
             flow(203).open(bench);
             assert!(!closed.is_known(bench) && flow(3).is_known(bench));

@@ -19,6 +19,14 @@ pub fn ticks() -> u32 {
     ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> 30) as u32
 }
 
+/// Waits until a tick begins: what is done in the next moment is done in one.
+pub fn begin_tick() {
+    let before = ticks();
+    while ticks() == before {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// What is so many ticks old when a packet meets it: whether it is still believed. Each begins with an empty bench.
 type Believed = fn(&mut Bench, Net, Proto, u32) -> bool;
 

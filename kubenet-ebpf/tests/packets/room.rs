@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::{
     bench::{Bench, Hook, LOCAL, Metric, REDIRECT, Setup, on_bench, on_bench_with},
+    clock::begin_tick,
     frame::{Flags, Frame, Proto},
     nets::{Net, V4, V6, at, next},
     table::{Bucket, SLOTS, Word},
@@ -136,6 +137,7 @@ fn a_full_table_gives_room_in_order() {
                 flow.open(bench);
             }
             assert_eq!(bench.entries(), 2 * 30, "each has a place, and one is free");
+            begin_tick();
             for flow in [just_asked, flow(tcp, 100)] {
                 flow.ask(bench, Flags::Syn);
             }
