@@ -21,8 +21,8 @@
 
 #include "conntrack.h"
 
-/* Set by the loader, after the sizes of the maps; a secret, so that nobody can
- * choose what shares a bucket.
+/*
+ * Set by the loader: sizes of the maps, and a secret that keeps buckets unforeseen.
  */
 volatile const __u32 flow_pairs = FLOW_PAIRS;
 volatile const __u32 flow_mask = FLOW_BUCKETS - 1;

@@ -41,6 +41,15 @@ fn set_flags_of_free_pairs(bench: &mut Bench, like: Flow, flags: u32) {
     }
 }
 
+fn claim_all(bench: &mut Bench, net: Net) {
+    let v4 = net.vip.is_ipv4();
+    for number in 1..bench.setup.pairs {
+        let mut pair = bench.pair(v4, number);
+        pair[Word::Flags.at(v4)].copy_from_slice(&CLAIMED.to_ne_bytes());
+        bench.set_pair(v4, number, &pair);
+    }
+}
+
 fn has_port(pair: &[u8], v4: bool) -> bool {
     let at = if v4 { 8 } else { 32 };
     pair[at..at + 4] != [0; 4]
@@ -92,12 +101,7 @@ fn a_pair_that_another_cpu_has_claimed_is_left_to_it() {
             assert!(!flow.is_known(bench));
             let last = with_port(flow, 2);
             bench.evict(last.client, last.frontend, Proto::Tcp);
-            let v4 = net.vip.is_ipv4();
-            for number in 1..SMALL.pairs {
-                let mut pair = bench.pair(v4, number);
-                pair[Word::Flags.at(v4)].copy_from_slice(&CLAIMED.to_ne_bytes());
-                bench.set_pair(v4, number, &pair);
-            }
+            claim_all(bench, net);
             full(bench, with_port(flow, 3));
         }
     });
@@ -108,12 +112,7 @@ fn what_another_node_marked_is_dropped_where_there_is_no_room_for_it() {
     on_bench_with(Setup { direct: true, ..SMALL }, |bench| {
         for net in [V4, V6] {
             bench.clear();
-            let v4 = net.vip.is_ipv4();
-            for number in 1..SMALL.pairs {
-                let mut pair = bench.pair(v4, number);
-                pair[Word::Flags.at(v4)].copy_from_slice(&CLAIMED.to_ne_bytes());
-                bench.set_pair(v4, number, &pair);
-            }
+            claim_all(bench, net);
             let mut frame = Frame::new(Proto::Tcp, at(net.outside, 1), at(net.pod_here, 8080));
             frame.mac_to = bench.mac(Hook::FromExternal);
             let before = bench.metric(Metric::ConntrackFull);
