@@ -289,6 +289,7 @@ __noinline int F(ct_create)(void)
 	if (!pair || !entry->pair)
 		return -ENOSPC;
 	F(reverse)(&entry->key[1], &entry->target);
+	note_backend_port(entry->target.dport);
 	F(ct_write)(pair, entry);
 	for (int try = 0; try < FLOW_TRIES; try++) {
 		found = F(ct_link)(CT_REPLY);

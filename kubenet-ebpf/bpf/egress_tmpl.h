@@ -78,6 +78,7 @@ static __always_inline int F(serve_answer)(const struct __sk_buff *skb,
 static __always_inline int F(egress)(struct __sk_buff *skb)
 {
 	struct F(tuple) tuple = {}, target = {};
+	struct F(pair) *pair = NULL;
 	struct packet pkt = {};
 	int verdict;
 
@@ -89,8 +90,9 @@ static __always_inline int F(egress)(struct __sk_buff *skb)
 	case PARSED_FLOW:
 		break;
 	}
-	verdict = F(serve_answer)(skb, &pkt, F(ct_find)(&tuple, &pkt.place),
-				  &tuple, &target);
+	if (may_answer(tuple.sport))
+		pair = F(ct_find)(&tuple, &pkt.place);
+	verdict = F(serve_answer)(skb, &pkt, pair, &tuple, &target);
 	if (verdict == REJECT)
 		verdict = F(reject_own)(skb, &pkt, &tuple);
 	else if (verdict == TRANSLATE)

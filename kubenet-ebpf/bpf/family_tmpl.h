@@ -29,6 +29,7 @@
 #include "fragment_tmpl.h"
 #include "rare_tmpl.h"
 #include "learn_tmpl.h"
+#include "dialled_tmpl.h"
 #include "sockets_tmpl.h"
 #include "xdp_tmpl.h"
 #include "xdp_known_tmpl.h"

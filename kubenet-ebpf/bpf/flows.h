@@ -33,6 +33,31 @@ volatile const struct flow_seed flow_secret = {
 		  0xd1310ba698dfb5ac, 0x2ffd72dbd01adfb7 },
 };
 
+/*
+ * Whether packets from this port may answer a flow. Of those that leave the node
+ * most do not, and to look for their flow costs a line of the cache that nobody
+ * else needs: this is one of a thousand.
+ */
+static __always_inline bool may_answer(__be16 port)
+{
+	const struct backend_ports *ports;
+	__u32 zero = 0;
+
+	ports = bpf_map_lookup_elem(&backend_ports, &zero);
+	return ports && ports->seen[port];
+}
+
+/* Before the flow is to be found. Nobody takes it back. */
+static __always_inline void note_backend_port(__be16 port)
+{
+	struct backend_ports *ports;
+	__u32 zero = 0;
+
+	ports = bpf_map_lookup_elem(&backend_ports, &zero);
+	if (ports && !ports->seen[port])
+		ports->seen[port] = true;
+}
+
 /* Pairs that are looked at before the best of them has to do. */
 #define FLOW_LOOKS 32
 /* The same of those that are drawn by lot, where the others were all answered. */

@@ -11,6 +11,9 @@
 #define FLOW_PAIRS 65536
 /* A power of two. About four halves of pairs share one. */
 #define FLOW_BUCKETS (FLOW_PAIRS / 2)
+
+/* The same of what TCP sockets dialled. */
+#define DIALLED 65536
 #define FLOW_LOCKS 256
 
 struct {
@@ -156,6 +159,14 @@ struct {
 	__type(value, struct flow_hand);
 } flow_hand6 SEC(".maps");
 
+/* What comes from a port that no flow's backend has answers no flow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct backend_ports);
+} backend_ports SEC(".maps");
+
 /* For user space: the programs have it as a constant. All zero: not chosen yet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -266,6 +277,20 @@ struct {
 	__type(key, struct socket_key6);
 	__type(value, struct socket_peer6);
 } socket_peers6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DIALLED);
+	__type(key, __u32);
+	__type(value, struct dialled4);
+} dialled4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DIALLED);
+	__type(key, __u32);
+	__type(value, struct dialled6);
+} dialled6 SEC(".maps");
 
 /* Of connected UDP sockets, for user space to find those whose backend goes. */
 struct {

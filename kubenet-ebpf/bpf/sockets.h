@@ -5,6 +5,9 @@
 
 #include "common.h"
 
+/* Set by the loader: the size of the maps, a power of two, less one. */
+volatile const __u32 dialled_mask = DIALLED - 1;
+
 /* What a socket hook returns to the kernel. */
 #define SOCK_REFUSE 0
 #define SOCK_ALLOW 1

@@ -18,10 +18,10 @@ static __always_inline void F(sock_key)(struct F(socket_key) *to, __u64 cookie,
 /* The backend that this socket was given for `dialled` before, if it may keep it. */
 static __always_inline const struct F(backend) *F(sock_sticky)(
 	const struct F(socket_key) *dialled, const struct service *service,
-	const struct choice *choice, __u32 *id)
+	const struct choice *choice, __u16 cuts, __u32 *id)
 {
 	const struct F(backend) *backend;
-	const struct F(socket_peer) *peer;
+	struct F(socket_peer) *peer;
 
 	peer = bpf_map_lookup_elem(&F(socket_peers), dialled);
 	if (!peer || peer->service != service->id)
@@ -30,9 +30,11 @@ static __always_inline const struct F(backend) *F(sock_sticky)(
 	backend = F(live_backend)(peer->backend, peer->generation);
 	if (!backend || backend->flags & BACKEND_TERMINATING)
 		return NULL;
-	if (peer->cuts != service->flags >> SVC_CUTS_SHIFT &&
-	    (!choice->count || !may_choose(choice, *id)))
-		return NULL;
+	if (peer->cuts != cuts) {
+		if (!choice->count || !may_choose(choice, *id))
+			return NULL;
+		peer->cuts = cuts;
+	}
 	return backend;
 }
 
@@ -49,10 +51,26 @@ static __always_inline void F(sock_client)(struct F(tuple) *client)
 		F(snat)(&client->saddr, cfg);
 }
 
+/* What comes from a backend is given back the name that was dialled. */
+static __always_inline void F(sock_name)(struct F(socket_key) *socket,
+					 const struct F(service_key) *backend,
+					 const struct F(socket_peer) *peer)
+{
+	const struct F(socket_peer) *before;
+
+	copy(socket->addr, backend->addr);
+	socket->port = backend->port;
+	socket->pad = PEER_BACKEND;
+	/* To look costs a fraction of writing. */
+	before = bpf_map_lookup_elem(&F(socket_peers), socket);
+	if (!before || before->port != peer->port ||
+	    !same(before->addr, peer->addr))
+		bpf_map_update_elem(&F(socket_peers), socket, peer, BPF_ANY);
+}
+
 /* What this connect() is translated to. Where the map is full, nobody knows later. */
 static __always_inline void F(remember_connected)(
-	struct bpf_sock_addr *ctx, __u64 cookie,
-	const struct F(service_key) *frontend,
+	__u64 cookie, const struct F(service_key) *frontend,
 	const struct F(service_key) *backend, __u32 service)
 {
 	struct socket_flow flow = {
@@ -61,8 +79,6 @@ static __always_inline void F(remember_connected)(
 		.service = service,
 	};
 
-	if (ctx->protocol != IPPROTO_UDP)
-		return;
 	F(any_family)(flow.addr, (const __be32 *)&backend->addr);
 	F(any_family)(flow.frontend, (const __be32 *)&frontend->addr);
 	bpf_map_update_elem(&socket_flows, &cookie, &flow, BPF_ANY);
@@ -99,7 +115,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	const struct F(backend) *backend = NULL;
 	struct F(socket_peer) peer = {};
 	const struct service *service;
-	struct F(service_key) lookup = *key;
+	struct F(service_key) lookup = *key, dialled = {};
 	struct F(tuple) client = {};
 	struct choice choice = {};
 	bool known;
@@ -119,6 +135,10 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		if (sticky && is_connected(ctx->sk))
 			return SOCK_ALLOW;
 		/* A backend dialled by its own name keeps it. */
+		if (ctx->protocol == IPPROTO_TCP) {
+			F(forget_dialled)(cookie, key);
+			return SOCK_ALLOW;
+		}
 		F(sock_key)(&socket, cookie, key, PEER_BACKEND);
 		bpf_map_delete_elem(&F(socket_peers), &socket);
 		if (!sticky)
@@ -138,7 +158,7 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 	F(choice)(&choice, service, false, &client);
 	if (sticky) {
 		F(sock_key)(&socket, cookie, key, PEER_DIALLED);
-		backend = F(sock_sticky)(&socket, service, &choice,
+		backend = F(sock_sticky)(&socket, service, &choice, peer.cuts,
 					 &peer.backend);
 	}
 	if (!backend && !service->internal_count) {
@@ -172,22 +192,28 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 		F(sock_tell)(key, ctx->protocol, METRIC_DROP_ROUTE);
 		return sock_refuse(EHOSTUNREACH);
 	}
-	count(METRIC_NEW_FLOW);
 	peer.generation = backend->generation;
+	count(known ? METRIC_FORWARDED : METRIC_NEW_FLOW);
 	if (!known) {
 		connect_service(service->id, service_generation(service->id),
 				0);
 		F(connect_backend)(peer.backend, peer.generation, 0);
 		F(sock_tell_flow)(key, ctx->protocol, backend);
 	}
-	if (sticky)
+	if (sticky && !known)
 		bpf_map_update_elem(&F(socket_peers), &socket, &peer, BPF_ANY);
+	copy(dialled.addr, key->addr);
+	dialled.port = key->port;
 	copy(key->addr, backend->addr);
 	key->port = backend->port;
-	F(sock_key)(&socket, cookie, key, PEER_BACKEND);
-	bpf_map_update_elem(&F(socket_peers), &socket, &peer, BPF_ANY);
+	if (ctx->protocol == IPPROTO_TCP) {
+		F(note_dialled)(cookie, &dialled, key);
+		return SOCK_ALLOW;
+	}
+	socket.cookie = cookie;
+	F(sock_name)(&socket, key, &peer);
 	if (!sticky)
-		F(remember_connected)(ctx, cookie, &lookup, key, peer.service);
+		F(remember_connected)(cookie, &lookup, key, peer.service);
 	return SOCK_ALLOW;
 }
 
@@ -195,10 +221,19 @@ static __always_inline int F(sock_dial)(struct bpf_sock_addr *ctx,
 static __always_inline bool F(sock_restore)(struct bpf_sock_addr *ctx,
 					    struct F(service_key) *key)
 {
+	__u64 cookie = bpf_get_socket_cookie(ctx);
 	const struct F(socket_peer) *peer;
 	struct F(socket_key) socket = {};
+	struct F(service_key) name = {};
 
-	F(sock_key)(&socket, bpf_get_socket_cookie(ctx), key, PEER_BACKEND);
+	if (ctx->protocol == IPPROTO_TCP) {
+		if (!F(dialled_for)(cookie, key, &name))
+			return false;
+		copy(key->addr, name.addr);
+		key->port = name.port;
+		return true;
+	}
+	F(sock_key)(&socket, cookie, key, PEER_BACKEND);
 	peer = bpf_map_lookup_elem(&F(socket_peers), &socket);
 	if (!peer)
 		return false;

@@ -15,7 +15,7 @@
 /* clang-format off */
 
 /* Bumped whenever a map's key, value or meaning changes. */
-#define KUBENET_LAYOUT 4
+#define KUBENET_LAYOUT 5
 
 /* Of the monotonic clock in nanoseconds: what last_seen leaves out. */
 #define KUBENET_CLOCK_SHIFT 30
@@ -221,6 +221,11 @@ struct conntrack6 {
 	__u32 pad;
 };
 
+/* Whether a flow ever had a backend with this port: the index, as in the packet. */
+struct backend_ports {
+	__u8 seen[65536];
+};
+
 /* A flow: the client's direction, and the answers'. */
 struct pair4 {
 	struct conntrack4 half[2];
@@ -365,7 +370,7 @@ struct xdp_hop {
 
 /* ---- socket hooks ---- */
 
-/* Which Service a socket of this node believes to talk to. */
+/* Which Service a UDP socket of this node believes to talk to. */
 struct socket_key4 {
 	__u64 cookie;
 	__be32 addr;		/* of the backend */
@@ -397,6 +402,21 @@ struct socket_peer6 {
 	__u32 service;
 	__u32 backend;
 	__u32 generation;
+};
+
+/* What a TCP socket dialled, see dialled_tmpl.h. */
+struct dialled4 {
+	__u64 check;
+	__be32 addr;
+	__be16 port;
+	__u16 pad;
+};
+
+struct dialled6 {
+	__u64 check;
+	__be32 addr[4];
+	__be16 port;
+	__u16 pad[3];
 };
 
 /*

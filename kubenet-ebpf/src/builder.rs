@@ -35,7 +35,8 @@ pub struct MapSizes {
     /// at once. The least recently seen make room for new ones.
     pub affinities: u32,
     /// Sockets of this node, of each address family, that talk to a Service. Of connected UDP sockets that are open
-    /// at one time, so many follow the backends.
+    /// at one time, so many follow the backends. A TCP socket's `getpeername()` says what was dialled until about so
+    /// many others have dialled, and the backend from then on.
     pub sockets: u32,
     /// Addresses of this node, of each family, and ranges of loopback addresses with node ports.
     pub node_addresses: u32,
@@ -90,6 +91,12 @@ impl MapSizes {
     #[cfg(target_os = "linux")]
     pub(crate) fn flow_buckets(&self) -> u32 {
         (self.connections / 2).next_power_of_two()
+    }
+
+    /// Places for what TCP sockets dialled: a power of two.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn dialled(&self) -> u32 {
+        self.sockets.next_power_of_two()
     }
 
     fn check(&self) -> Result<(), DatapathError> {

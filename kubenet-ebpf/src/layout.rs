@@ -15,7 +15,7 @@ pub(crate) use self::flow::CT_REPLY;
 pub(crate) use self::flow::{CT_FIN, CT_PROTO_SHIFT, CT_RST, CT_SEEN_REPLY, Conntrack, FlowSeed, Pair};
 
 /// `KUBENET_LAYOUT`: maps of another version are not adopted.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 
 pub(crate) const SVC_MASQ_PODS: u32 = 0x01;
 pub(crate) const SVC_MASQ_NODE: u32 = 0x02;

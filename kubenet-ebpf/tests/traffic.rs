@@ -10,6 +10,8 @@ mod connected;
 mod fragments;
 #[path = "traffic/interfaces.rs"]
 mod interfaces;
+#[path = "traffic/names.rs"]
+mod names;
 mod support;
 
 use std::{

@@ -16,7 +16,7 @@ use crate::{
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
 
 /// The maps whose sizes are settings.
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 29] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 31] {
     let names = sizes.service_names();
     [
         ("services4", sizes.services),
@@ -42,6 +42,8 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 29] {
         ("socket_peers4", sizes.sockets),
         ("socket_peers6", sizes.sockets),
         ("socket_flows", sizes.sockets),
+        ("dialled4", sizes.dialled()),
+        ("dialled6", sizes.dialled()),
         ("node_addrs4", sizes.node_addresses),
         ("node_addrs6", sizes.node_addresses),
         ("pod_cidrs4", sizes.pod_cidrs),
@@ -77,6 +79,7 @@ pub(crate) fn load(
     let fib_flags = if has_skip_neigh { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
     let has_external_tc = u32::from(has_external_tc);
     let (flow_pairs, flow_mask) = (of.flow_pairs(), of.flow_buckets() - 1);
+    let dialled_mask = of.dialled() - 1;
     let mut loader = EbpfLoader::new();
     // The programs need no relocation against the kernel's types.
     loader.btf(None);
@@ -87,6 +90,7 @@ pub(crate) fn load(
     loader.override_global("has_external_tc", &has_external_tc, true);
     loader.override_global("flow_pairs", &flow_pairs, true);
     loader.override_global("flow_mask", &flow_mask, true);
+    loader.override_global("dialled_mask", &dialled_mask, true);
     loader.override_global("flow_secret", seed, true);
     for (map, size) in sizes(of) {
         loader.map_max_entries(map, size);

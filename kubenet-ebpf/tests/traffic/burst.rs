@@ -143,8 +143,9 @@ fn change_under_load(lab: &Lab, datapath: EbpfDatapath, hooks: &str) {
         full[full.len() / 2],
         full[full.len() - 1],
     );
+    let metrics = block_on(datapath.metrics()).unwrap();
     for ((from, to), (answers, failures)) in asked.iter().zip(results) {
-        assert!(failures.is_empty(), "{from} to {to}: {failures:?}");
+        assert!(failures.is_empty(), "{from} to {to}: {failures:?}; {metrics:?}");
         assert!(answers > 20, "{from} to {to}: {answers}");
     }
     assert_eq!(kept.ask(SOON).unwrap().backend, "here", "a connection outlives the changes of its Service");
