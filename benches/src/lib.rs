@@ -4,6 +4,7 @@
 pub mod connects;
 pub mod drive;
 pub mod exchange;
+pub mod interpret;
 pub mod machine;
 pub mod report;
 pub mod stats;
