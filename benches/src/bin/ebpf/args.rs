@@ -20,6 +20,8 @@ pub(crate) struct Args {
 /// A part of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
+    /// What a packet runs and touches, counted.
+    Instructions,
     /// One packet again and again.
     Packets,
     /// From declared objects to the kernel, changes and memory, by the number of Services.
@@ -31,5 +33,6 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    pub(crate) const ALL: [Part; 4] = [Part::Packets, Part::Programming, Part::Scale, Part::Traffic];
+    pub(crate) const ALL: [Part; 5] =
+        [Part::Instructions, Part::Packets, Part::Programming, Part::Scale, Part::Traffic];
 }

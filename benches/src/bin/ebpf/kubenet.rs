@@ -80,8 +80,13 @@ impl Kubenet {
 
     /// One of its programs, by the kernel's name for it.
     pub(crate) fn program(&self, name: &str) -> Result<ProgramFd, Failure> {
+        Ok(self.loaded(name)?.fd()?)
+    }
+
+    /// What the kernel says of it.
+    pub(crate) fn loaded(&self, name: &str) -> Result<ProgramInfo, Failure> {
         let found = self.programs()?.into_iter().find(|program| program.name() == name.as_bytes());
-        Ok(found.ok_or_else(|| format!("no program {name} of this datapath is loaded"))?.fd()?)
+        found.ok_or_else(|| format!("no program {name} of this datapath is loaded").into())
     }
 
     /// Bytes that maps hold in the kernel: those that the programs use, and all others that this process has open.

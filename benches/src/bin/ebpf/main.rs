@@ -2,11 +2,12 @@
 //!
 //! Packets are test runs of the programs that the datapath has loaded: a driver of the benchmark's own restores
 //! the packet before each round, and its cost is subtracted. The datapath's counters must say that every
-//! packet took the path under test. Everything is in network namespaces of labs and is removed at the end,
+//! packet took the path under test. What they run and touch is counted in an interpreter. Everything is in network namespaces of labs and is removed at the end,
 //! also on Ctrl-C.
 #![forbid(unsafe_code)]
 
 mod args;
+mod instructions;
 mod kubenet;
 mod packets;
 mod program;
@@ -40,6 +41,7 @@ fn run(args: &Args, report: &mut Report) -> Result<(), Failure> {
     let mut ran = Ok(());
     for part in Part::ALL.into_iter().filter(|part| args.only.is_none_or(|only| only == *part)) {
         let done = match part {
+            Part::Instructions => instructions::run(report),
             Part::Packets => packets::run(report, args.quick),
             Part::Programming => program::run(report, args.quick),
             Part::Scale => scale::run(report, args.quick),

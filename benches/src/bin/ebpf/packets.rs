@@ -98,7 +98,7 @@ pub(crate) const ROUNDS: u32 = 100_000;
 pub(crate) const NEW_ROUNDS: u32 = 10_000;
 /// Of new flows that are masqueraded: so many that ports stay easy to find.
 pub(crate) const MASQUERADED: u32 = 2_000;
-const FLOOR: &str = "a TC program with one hash lookup and DNAT";
+pub(crate) const FLOOR: &str = "a TC program with one hash lookup and DNAT";
 
 pub(crate) fn case(hook: Hook, family: Family, target: Target<'_>, plan: Plan) -> Case<'_> {
     let expect = match (target, hook) {

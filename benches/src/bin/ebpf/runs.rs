@@ -5,7 +5,9 @@ use std::{net::IpAddr, ops::Range, time::Duration};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, ProgramArray},
-    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp},
+    programs::{
+        Program, ProgramFd, ProgramInfo, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp,
+    },
 };
 use etherparse::PacketBuilder;
 use kubenet_benches::{Failure, machine, stats::Samples};
@@ -14,7 +16,7 @@ use nix::{ifaddrs::getifaddrs, net::if_::if_nametoindex};
 
 use crate::routes;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/bench.bpf.o");
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/bench.bpf.o");
 
 /// What TC programs that send a packet on answer, and XDP programs.
 pub(crate) const REDIRECT: u32 = 7;
@@ -182,12 +184,25 @@ impl Runs {
         plan: &Plan,
         rounds: u32,
     ) -> Result<(f64, u32), Failure> {
+        let tested = self.test(hook, family, target, plan, rounds)?;
+        Ok((tested.cpu.as_secs_f64() / f64::from(rounds), tested.verdict))
+    }
+
+    /// The same, with the frame as the last packet left it. With nobody, that is the one that a program is given.
+    pub(crate) fn test(
+        &mut self,
+        hook: Hook,
+        family: Family,
+        target: Target<'_>,
+        plan: &Plan,
+        rounds: u32,
+    ) -> Result<Tested, Failure> {
         let map = self.ebpf.map_mut("plan").ok_or("no plan")?;
         Array::<_, Words>::try_from(map)?.set(0, plan.words(self.mac), 0)?;
         self.aim(hook, target)?;
         let frame = self.frame(family)?;
         let (ebpf, device) = (&mut self.ebpf, self.device);
-        let (result, cpu) = self.netns.run(move || -> Result<(TestRunResult, Duration), Failure> {
+        self.netns.run(move || -> Result<Tested, Failure> {
             machine::pin();
             let mut out = vec![0; frame.len() + 256];
             // Field `ifindex` of struct __sk_buff.
@@ -212,13 +227,29 @@ impl Runs {
             };
             // The kernel's own figure is in whole nanoseconds.
             let begin = machine::thread_cpu()?;
-            let result = match hook {
+            let result: TestRunResult = match hook {
                 Hook::Tc => tc(ebpf, "tc_driver")?.test_run(options)?,
                 Hook::Xdp => xdp(ebpf, "xdp_driver")?.test_run(options)?,
             };
-            Ok((result, machine::thread_cpu()?.saturating_sub(begin)))
-        })??;
-        Ok((cpu.as_secs_f64() / f64::from(rounds), result.return_value))
+            let cpu = machine::thread_cpu()?.saturating_sub(begin);
+            out.truncate(result.data_size_out as usize);
+            Ok(Tested { cpu, verdict: result.return_value, frame: out })
+        })?
+    }
+
+    /// The device that packets come in by: its number and MAC address.
+    pub(crate) fn device(&self) -> (u32, [u8; 6]) {
+        (self.device, self.mac)
+    }
+
+    /// What the kernel says of the floor.
+    pub(crate) fn floor(&self, hook: Hook) -> Result<ProgramInfo, Failure> {
+        let name = if hook == Hook::Tc { "tc_floor" } else { "xdp_floor" };
+        Ok(match self.ebpf.program(name).ok_or_else(|| format!("no program {name}"))? {
+            Program::SchedClassifier(program) => program.info()?,
+            Program::Xdp(program) => program.info()?,
+            _ => return Err(format!("{name} is another program").into()),
+        })
     }
 
     fn aim(&mut self, hook: Hook, target: Target<'_>) -> Result<(), Failure> {
@@ -275,6 +306,16 @@ impl Runs {
 /// Where node ports are dialled.
 pub(crate) fn node_address() -> u32 {
     Node::A.v4().into()
+}
+
+/// What a test run found.
+#[derive(Debug)]
+pub(crate) struct Tested {
+    /// CPU time of all rounds.
+    pub(crate) cpu: Duration,
+    /// Of the last round, as is the frame.
+    pub(crate) verdict: u32,
+    pub(crate) frame: Vec<u8>,
 }
 
 /// One thing that is measured beside others.

@@ -16,7 +16,7 @@ use crate::{
     runs::{Family, Hook, Plan, Runs, SYN, Target},
 };
 
-const FLOOR: &str = "an XDP program with one hash lookup and DNAT";
+pub(crate) const FLOOR: &str = "an XDP program with one hash lookup and DNAT";
 const ROUTED: &str = "the same with a look-up of the route";
 
 pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
@@ -60,10 +60,15 @@ pub(crate) fn why_not() -> Result<Option<String>, Failure> {
     Ok(probe()?.missing.remove(&Xdp).map(|why| why.to_string()))
 }
 
+/// The outside host, in both families.
+pub(crate) const GATEWAYS: [&str; 2] = ["10.89.0.100", "fd00:89::100"];
+pub(crate) const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x64];
+
 /// XDP asks for no neighbour: all ways lead to the outside host, and stay.
 pub(crate) fn keep_neighbours(netns: &Netns) -> Result<(), Failure> {
-    for gateway in ["10.89.0.100", "fd00:89::100"] {
-        let entry = ["neigh", "replace", gateway, "lladdr", "02:00:00:00:00:64", "dev", "eth0"];
+    let mac = GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    for gateway in GATEWAYS {
+        let entry = ["neigh", "replace", gateway, "lladdr", &mac, "dev", "eth0"];
         let output = netns.run(|| Command::new("ip").args(entry).output())??;
         if !output.status.success() {
             return Err(format!("ip neigh: {}", String::from_utf8_lossy(&output.stderr)).into());
@@ -73,7 +78,7 @@ pub(crate) fn keep_neighbours(netns: &Netns) -> Result<(), Failure> {
 }
 
 /// First packets of flows that nobody has seen, above those of before.
-fn new(plan: Plan) -> Plan {
+pub(crate) fn new(plan: Plan) -> Plan {
     Plan { flows: 1 << 24, next: 1 << 20, flags: SYN, ..plan }
 }
 
