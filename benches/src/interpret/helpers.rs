@@ -42,6 +42,7 @@ const NAMES: [(i32, &str); 30] = [
 /// What TC and XDP programs return to have a packet sent on.
 const TC_REDIRECT: u64 = 7;
 
+const ENOENT: i64 = -2;
 const EINVAL: i64 = -22;
 const EFAULT: i64 = -14;
 
@@ -82,6 +83,8 @@ pub(super) fn call(memory: &mut Memory<'_>, node: &mut Node, id: i32, args: [u64
         8 => 0,
         9 => store_bytes(memory, second, third, fourth as usize)?,
         11 => replace_l4_checksum(memory, second, third, fourth, fifth)?,
+        // Arrays of programs are empty here, so that there is nothing to call.
+        12 => ENOENT as u64,
         23 | 152 => TC_REDIRECT,
         26 => {
             let len = fourth as usize;

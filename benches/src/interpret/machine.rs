@@ -282,6 +282,7 @@ impl Machine<'_> {
         let (new, fetched) =
             atomic(insn.imm, size == 8, old, src, self.registers[0]).ok_or(Fault::Instruction(insn))?;
         self.memory.store(at, size, new)?;
+        self.memory.trace.atomics += 1;
         if let Some(fetched) = fetched {
             let to = if insn.imm == 0xf1 { 0 } else { insn.src };
             self.set(to, fetched, false);

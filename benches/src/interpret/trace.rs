@@ -34,6 +34,8 @@ pub struct Trace {
     pub ran: Vec<u64>,
     /// Branches on constants of the loader.
     pub removed: u64,
+    /// Atomic operations, for which other CPUs wait. They are among the instructions.
+    pub atomics: u64,
     /// Calls of helpers, by their numbers.
     pub calls: BTreeMap<i32, u64>,
     /// Look-ups by map, by its place in the program's list.

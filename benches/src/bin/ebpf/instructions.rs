@@ -28,9 +28,11 @@ use crate::{
 
 static DATAPATH: &[u8] = aya::include_bytes_aligned!("../../../../kubenet-ebpf/src/kubenet.bpf.o");
 
-/// Packets before those that are counted, and those: a multiple of what CPUs are given pairs of flows in.
-const WARM: u32 = 64;
-const COUNTED: u32 = 64;
+/// Packets before those that are counted: so many that they touch all of what is small, such as the locks of the
+/// index of flows.
+const WARM: usize = 1_024;
+/// And those: a multiple of what CPUs are given pairs of flows in.
+const COUNTED: usize = 64;
 /// Of the lab's devices.
 const MTU: u16 = 1500;
 
@@ -148,6 +150,9 @@ impl Bench {
 
     /// Has the kernel know a kind's flow, if it is one that is known.
     fn begin(&mut self, kind: &Kind) -> Result<(), Failure> {
+        if kind.plan.flags == SYN {
+            return Ok(());
+        }
         let program = self.kubenet.program(kind.program.1)?;
         let plan = Plan { flags: SYN, reply: false, ..kind.plan };
         self.runs.run(kind.hook, kind.family, Target::Program(&program), &plan, 1)?;
@@ -160,29 +165,31 @@ impl Bench {
         Subject::new(DATAPATH, name, &self.kubenet.loaded(loaded)?, self.way)
     }
 
-    fn floor(&self, kind: &Kind) -> Result<Subject, Failure> {
-        let name = if kind.hook == Hook::Xdp { "xdp_floor" } else { "tc_floor" };
-        Subject::new(runs::OBJECT, name, &self.runs.floor(kind.hook)?, self.way)
+    /// One of the benchmark's own programs for a kind: the driver or the floor.
+    fn own(&self, kind: &Kind, what: &str) -> Result<Subject, Failure> {
+        let hook = if kind.hook == Hook::Xdp { "xdp" } else { "tc" };
+        let name = format!("{hook}_{what}");
+        Subject::new(runs::OBJECT, &name, &self.runs.loaded(&name)?, self.way)
     }
 
-    /// The packets of a plan, of the flows from its first one on.
-    fn frames(&mut self, kind: &Kind, plan: Plan) -> Result<Vec<Vec<u8>>, Failure> {
-        let number = |n: u32| plan.next.wrapping_add(n) % plan.flows;
-        let frame = |n| {
-            let plan = Plan { next: number(n), ..plan };
-            Ok(self.runs.test(kind.hook, kind.family, Target::Nobody, &plan, 1)?.frame)
-        };
-        (0..WARM + COUNTED).map(frame).collect()
+    /// The packets of a plan, of the flows from its first one on. The driver is interpreted, too: a test run for each
+    /// packet took half a minute in all.
+    fn frames(&mut self, kind: &Kind, plan: &Plan, count: usize) -> Result<Vec<Vec<u8>>, Failure> {
+        self.runs.set_plan(plan)?;
+        let mut driver = self.own(kind, "driver")?;
+        let frame = self.runs.frame(kind.family)?;
+        (0..count).map(|_| Ok(driver.run(kind, &frame)?.frame)).collect()
     }
 
     /// Counts what a packet of a kind costs, and what the floor's does.
     fn count(&mut self, kind: &Kind) -> Result<(Counts, Counts), Failure> {
         self.begin(kind)?;
-        let frames = self.frames(kind, kind.plan)?;
-        let ours = self.subject(kind)?.count(kind, &frames, WARM as usize)?;
+        let frames = self.frames(kind, &kind.plan, WARM + COUNTED)?;
+        let ours = self.subject(kind)?.count(kind, &frames, WARM)?;
         // The floor knows the way there alone.
-        let there = self.frames(kind, Plan { reply: false, ..kind.plan })?;
-        let floor = self.floor(kind)?.count(kind, &there, WARM as usize)?;
+        let there = Plan { reply: false, ..kind.plan };
+        let there = self.frames(kind, &there, WARM + COUNTED)?;
+        let floor = self.own(kind, "floor")?.count(kind, &there, WARM)?;
         Ok((ours, floor))
     }
 }

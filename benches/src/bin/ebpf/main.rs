@@ -2,8 +2,9 @@
 //!
 //! Packets are test runs of the programs that the datapath has loaded: a driver of the benchmark's own restores
 //! the packet before each round, and its cost is subtracted. The datapath's counters must say that every
-//! packet took the path under test. What they run and touch is counted in an interpreter. Everything is in network namespaces of labs and is removed at the end,
-//! also on Ctrl-C.
+//! packet took the path under test. What one runs and touches is counted in an interpreter.
+//!
+//! Everything is in network namespaces of labs and is removed at the end, also on Ctrl-C.
 #![forbid(unsafe_code)]
 
 mod args;

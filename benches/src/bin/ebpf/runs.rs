@@ -184,11 +184,12 @@ impl Runs {
         plan: &Plan,
         rounds: u32,
     ) -> Result<(f64, u32), Failure> {
-        let tested = self.test(hook, family, target, plan, rounds)?;
-        Ok((tested.cpu.as_secs_f64() / f64::from(rounds), tested.verdict))
+        let (cpu, verdict) = self.test(hook, family, target, plan, rounds, &mut Vec::new())?;
+        Ok((cpu.as_secs_f64() / f64::from(rounds), verdict))
     }
 
-    /// The same, with the frame as the last packet left it. With nobody, that is the one that a program is given.
+    /// The same, but the CPU time is that of all. `out` gets the frame as the last packet left it: with nobody, that is
+    /// the one that a program is given.
     pub(crate) fn test(
         &mut self,
         hook: Hook,
@@ -196,15 +197,15 @@ impl Runs {
         target: Target<'_>,
         plan: &Plan,
         rounds: u32,
-    ) -> Result<Tested, Failure> {
-        let map = self.ebpf.map_mut("plan").ok_or("no plan")?;
-        Array::<_, Words>::try_from(map)?.set(0, plan.words(self.mac), 0)?;
+        out: &mut Vec<u8>,
+    ) -> Result<(Duration, u32), Failure> {
+        self.set_plan(plan)?;
         self.aim(hook, target)?;
         let frame = self.frame(family)?;
         let (ebpf, device) = (&mut self.ebpf, self.device);
-        self.netns.run(move || -> Result<Tested, Failure> {
+        self.netns.run(move || -> Result<(Duration, u32), Failure> {
             machine::pin();
-            let mut out = vec![0; frame.len() + 256];
+            out.resize(frame.len() + 256, 0);
             // Field `ifindex` of struct __sk_buff.
             let mut skb = [0; 192];
             skb[40..44].copy_from_slice(&device.to_ne_bytes());
@@ -220,7 +221,7 @@ impl Runs {
             };
             let options = TestRunOptions {
                 data_in: Some(&frame),
-                data_out: Some(&mut out),
+                data_out: Some(&mut out[..]),
                 ctx_in: context,
                 repeat: rounds,
                 ..TestRunOptions::default()
@@ -233,7 +234,7 @@ impl Runs {
             };
             let cpu = machine::thread_cpu()?.saturating_sub(begin);
             out.truncate(result.data_size_out as usize);
-            Ok(Tested { cpu, verdict: result.return_value, frame: out })
+            Ok((cpu, result.return_value))
         })?
     }
 
@@ -242,14 +243,19 @@ impl Runs {
         (self.device, self.mac)
     }
 
-    /// What the kernel says of the floor.
-    pub(crate) fn floor(&self, hook: Hook) -> Result<ProgramInfo, Failure> {
-        let name = if hook == Hook::Tc { "tc_floor" } else { "xdp_floor" };
+    /// What the kernel says of one of the benchmark's own programs.
+    pub(crate) fn loaded(&self, name: &str) -> Result<ProgramInfo, Failure> {
         Ok(match self.ebpf.program(name).ok_or_else(|| format!("no program {name}"))? {
             Program::SchedClassifier(program) => program.info()?,
             Program::Xdp(program) => program.info()?,
             _ => return Err(format!("{name} is another program").into()),
         })
+    }
+
+    /// What the drivers do from now on.
+    pub(crate) fn set_plan(&mut self, plan: &Plan) -> Result<(), Failure> {
+        let map = self.ebpf.map_mut("plan").ok_or("no plan")?;
+        Ok(Array::<_, Words>::try_from(map)?.set(0, plan.words(self.mac), 0)?)
     }
 
     fn aim(&mut self, hook: Hook, target: Target<'_>) -> Result<(), Failure> {
@@ -289,7 +295,7 @@ impl Runs {
     }
 
     /// A frame whose headers the driver completes.
-    fn frame(&self, family: Family) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn frame(&self, family: Family) -> Result<Vec<u8>, Failure> {
         let ethernet = PacketBuilder::ethernet2(SENDER, self.mac);
         let ip = match family {
             Family::V4 => ethernet.ipv4([0; 4], [0; 4], 64),
@@ -306,16 +312,6 @@ impl Runs {
 /// Where node ports are dialled.
 pub(crate) fn node_address() -> u32 {
     Node::A.v4().into()
-}
-
-/// What a test run found.
-#[derive(Debug)]
-pub(crate) struct Tested {
-    /// CPU time of all rounds.
-    pub(crate) cpu: Duration,
-    /// Of the last round, as is the frame.
-    pub(crate) verdict: u32,
-    pub(crate) frame: Vec<u8>,
 }
 
 /// One thing that is measured beside others.

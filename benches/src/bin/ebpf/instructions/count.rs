@@ -24,6 +24,7 @@ pub(super) struct Counts {
     pub(super) instructions: f64,
     /// Branches that the verifier removes.
     pub(super) removed: f64,
+    pub(super) atomics: f64,
     /// Of helpers; those that are no calls are not among them.
     pub(super) calls: f64,
     pub(super) lines: f64,
@@ -86,6 +87,7 @@ impl Subject {
     fn add(&self, counts: &mut Counts, trace: &Trace, touched: &BTreeSet<Line>, share: f64) {
         counts.instructions += trace.instructions() as f64 * share;
         counts.removed += trace.removed as f64 * share;
+        counts.atomics += trace.atomics as f64 * share;
         counts.lines += trace.lines.len() as f64 * share;
         for (at, times) in trace.ran.iter().enumerate().filter(|(_, times)| **times > 0) {
             let times = *times as f64 * share;

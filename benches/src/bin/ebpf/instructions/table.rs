@@ -20,7 +20,8 @@ pub(super) fn render(counts: &Counts) -> String {
     let _ = writeln!(text, "    helpers: {}", list(&counts.helpers, usize::MAX));
     let _ = writeln!(text, "    instructions by function: {}", list(&counts.functions, usize::MAX));
     let _ = writeln!(text, "    by line of the source: {}", list(&counts.source, SOURCE));
-    let _ = writeln!(text, "    branches that the verifier removes: {}", number(counts.removed));
+    let (atomics, removed) = (number(counts.atomics), number(counts.removed));
+    let _ = writeln!(text, "    atomic operations: {atomics}; branches that the verifier removes: {removed}");
     text
 }
 

@@ -5,6 +5,10 @@ use kubenet_testkit::{conformance, lab::LabError};
 use super::*;
 use crate::runs::ACK;
 
+/// A helper.
+const SPIN_LOCK: i32 = 93;
+const XDP_PASS: u32 = 2;
+
 fn on_bench(test: impl FnOnce(&mut Bench)) {
     if let Some(why) = xdp::why_not().unwrap_or_else(|error| Some(error.to_string())) {
         return conformance::skip(why);
@@ -15,6 +19,13 @@ fn on_bench(test: impl FnOnce(&mut Bench)) {
         Err(error) => panic!("{error}"),
     };
     test(&mut Bench::new(&lab).unwrap());
+}
+
+/// What the kernel makes of a packet: the verdict and the frame.
+fn in_kernel(bench: &mut Bench, kind: &Kind, target: Target<'_>, plan: &Plan) -> (u32, Vec<u8>) {
+    let mut out = Vec::new();
+    let (_, verdict) = bench.runs.test(kind.hook, kind.family, target, plan, 1, &mut out).unwrap();
+    (verdict, out)
 }
 
 /// Where in a frame the addresses and the ports are, and the checksums of IP (if there is one) and TCP.
@@ -75,11 +86,13 @@ fn assert_same(kind: &Kind, what: &str, input: &[u8], ours: (u32, &[u8]), kernel
 #[test]
 fn what_is_interpreted_ends_as_in_the_kernel() {
     on_bench(|bench| {
-        for kind in kinds() {
+        let mut left = 0;
+        for (number, kind) in (0..).zip(kinds()) {
             bench.begin(&kind).unwrap();
             let program = bench.kubenet.program(kind.program.1).unwrap();
             for n in 0..4 {
-                let plan = Plan { next: (kind.plan.next + n) % kind.plan.flows, ..kind.plan };
+                // No kind knows the flows of another.
+                let plan = Plan { next: (kind.plan.next + 8 * number + n) % kind.plan.flows, ..kind.plan };
                 // New flows go on, as others of before do.
                 let mut plans = vec![("first", plan)];
                 if plan.flags == SYN && plan.clients == routes::PODS {
@@ -91,19 +104,28 @@ fn what_is_interpreted_ends_as_in_the_kernel() {
                 }
                 let mut subject = bench.subject(&kind).unwrap();
                 for (what, plan) in plans {
-                    let test = |bench: &mut Bench, target: Target<'_>| {
-                        bench.runs.test(kind.hook, kind.family, target, &plan, 1).unwrap()
-                    };
-                    let input = test(bench, Target::Nobody).frame;
+                    let (_, input) = in_kernel(bench, &kind, Target::Nobody, &plan);
                     let ours = subject.run(&kind, &input).unwrap();
-                    let kernel = test(bench, Target::Program(&program));
-                    let (ours, theirs) =
-                        ((ours.verdict, &ours.frame[..]), (kernel.verdict, &kernel.frame[..]));
-                    assert_same(&kind, what, &input, ours, theirs);
+                    let before = bench.kubenet.counted().unwrap();
+                    let kernel = in_kernel(bench, &kind, Target::Program(&program), &plan);
+                    let after = bench.kubenet.counted().unwrap();
+                    // Every ten seconds, XDP leaves one to the stack; the two may not agree on when they are over.
+                    if kind.hook == Hook::Xdp && [ours.verdict, kernel.0].contains(&XDP_PASS) {
+                        left += 1;
+                        break;
+                    }
+                    // New flows, and those that are known, are counted apart; the new ones take locks.
+                    let is_new = plan.flags == SYN;
+                    let grew = [after[0] - before[0], after[1] - before[1]];
+                    assert_eq!(grew, if is_new { [0, 1] } else { [1, 0] }, "{}, {what}", kind.name);
+                    assert_eq!(ours.trace.calls.contains_key(&SPIN_LOCK), is_new, "{}, {what}", kind.name);
+                    let (ours, kernel) = ((ours.verdict, &ours.frame[..]), (kernel.0, &kernel.1[..]));
+                    assert_same(&kind, what, &input, ours, kernel);
                     assert_eq!(ours.0, kind.sent_on(), "{}, {what}", kind.name);
                 }
             }
         }
+        assert!(left < 8, "{left} packets were left to the stack");
     });
 }
 
@@ -112,10 +134,24 @@ fn the_floor_ends_as_in_the_kernel() {
     on_bench(|bench| {
         for kind in kinds().into_iter().filter(|kind| !kind.plan.reply) {
             let plan = kind.plan;
-            let input = bench.runs.test(kind.hook, kind.family, Target::Nobody, &plan, 1).unwrap().frame;
-            let ours = bench.floor(&kind).unwrap().run(&kind, &input).unwrap();
-            let kernel = bench.runs.test(kind.hook, kind.family, Target::Floor, &plan, 1).unwrap();
-            assert_eq!((ours.verdict, ours.frame), (kernel.verdict, kernel.frame), "{}", kind.name);
+            let (_, input) = in_kernel(bench, &kind, Target::Nobody, &plan);
+            let ours = bench.own(&kind, "floor").unwrap().run(&kind, &input).unwrap();
+            let kernel = in_kernel(bench, &kind, Target::Floor, &plan);
+            assert_eq!((ours.verdict, ours.frame), kernel, "{}", kind.name);
+        }
+    });
+}
+
+#[test]
+fn the_driver_makes_the_frames_that_it_makes_in_the_kernel() {
+    on_bench(|bench| {
+        for kind in kinds() {
+            let frames = bench.frames(&kind, &kind.plan, 3).unwrap();
+            for (n, frame) in (0..).zip(frames) {
+                let plan = Plan { next: (kind.plan.next + n) % kind.plan.flows, ..kind.plan };
+                let (_, kernel) = in_kernel(bench, &kind, Target::Nobody, &plan);
+                assert_eq!(frame, kernel, "{}, packet {n}", kind.name);
+            }
         }
     });
 }
