@@ -29,7 +29,12 @@ volatile const __u32 have_coarse_clock = 1;
 volatile const __u32 have_set_retval = 1;
 /* Direct server return: see dsr.h. */
 volatile const __u32 have_dsr = 0;
-/* BPF_FIB_LOOKUP_SKIP_NEIGH, which spares a lookup, or 0: kernel 6.3. */
+/* Packets go straight into the pods' namespaces: see send_to_pod(). */
+volatile const __u32 have_peer = 0;
+/*
+ * BPF_FIB_LOOKUP_SKIP_NEIGH, which spares a lookup: kernel 6.3. 0 before, and with
+ * have_peer, which needs the neighbour.
+ */
 volatile const __u32 fib_flags = 0;
 
 /*

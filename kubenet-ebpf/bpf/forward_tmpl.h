@@ -36,6 +36,16 @@ static __always_inline void F(keep_route)(struct F(route) *route,
 	route->ifindex = fib->ifindex;
 }
 
+/* The same of one into a pod. */
+static __always_inline void F(keep_peer)(struct F(route) *route,
+					 const struct bpf_fib_lookup *fib)
+{
+	route->ifindex = 0;
+	F(keep_mac)(route, fib->dmac);
+	route->mtu = fib->mtu_result;
+	route->ifindex = fib->ifindex | ROUTE_PEER;
+}
+
 /*
  * Rewrites the packet from `from` to `to` and sends it on its way. The route
  * is looked up first, so that a packet that is TOO_BIG can be answered as its
@@ -80,6 +90,13 @@ static __always_inline int F(send_on)(struct __sk_buff *skb, struct packet *pkt,
 			return EXPIRED;
 		if (F(rewrite_any)(skb, pkt, from, to, pkt->ttl - 1, rare))
 			return drop(METRIC_DROP_MALFORMED);
+		/* Without a neighbour, the stack is to ask for it. */
+		if (have_peer && !rare && found == BPF_FIB_LKUP_RET_SUCCESS &&
+		    leads_into_pod(fib.ifindex)) {
+			if (kept)
+				F(keep_peer)(kept, &fib);
+			return send_to_pod(skb, fib.ifindex, fib.dmac);
+		}
 		if (kept)
 			F(keep_route)(kept, &fib);
 		/* The gateway may be of the other family. */
@@ -124,10 +141,21 @@ static __noinline int F(forward)(struct __sk_buff *skb, struct packet *pkt,
 {
 	struct bpf_redir_neigh hop = {};
 	__u32 ifindex = route ? route->ifindex : 0;
+	__u8 mac[ETH_ALEN] __attribute__((aligned(4)));
+	/* Of other programs, from before an upgrade or behind another device. */
+	__u32 others = ROUTE_XDP | ROUTE_PEER;
 
-	if (!ifindex || ifindex & ROUTE_XDP ||
+	if (have_peer)
+		others = ROUTE_XDP;
+	if (!ifindex || ifindex & others ||
 	    F(packet_size)(skb, pkt) > route->mtu || pkt->ttl <= 1)
 		return F(send_on)(skb, pkt, from, to, route, false);
+	if (have_peer && ifindex & ROUTE_PEER) {
+		F(use_mac)(mac, route);
+		if (F(rewrite)(skb, pkt, from, to, pkt->ttl - 1))
+			return drop(METRIC_DROP_MALFORMED);
+		return send_to_pod(skb, ifindex & ~ROUTE_PEER, mac);
+	}
 	F(use_hop)(&hop, route);
 	if (F(rewrite)(skb, pkt, from, to, pkt->ttl - 1))
 		return drop(METRIC_DROP_MALFORMED);

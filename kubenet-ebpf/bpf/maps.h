@@ -231,6 +231,15 @@ struct {
 	__type(value, __u32);
 } pod_interfaces SEC(".maps");
 
+/* Devices of which the other end is in a pod's network namespace; none without have_peer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+} pod_peers SEC(".maps");
+
 /* The parts of 127.0.0.0/8 on which node ports answer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

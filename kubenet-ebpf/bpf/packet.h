@@ -184,4 +184,27 @@ static __always_inline int send_back(struct __sk_buff *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
+static __always_inline bool leads_into_pod(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&pod_peers, &ifindex);
+}
+
+/*
+ * Puts the frame into the network namespace of the pod behind this device, past
+ * the rest of this one. A router would have put its own address in place of the
+ * pod's, which is the one that the frame was for.
+ */
+static __always_inline int send_to_pod(struct __sk_buff *skb, __u32 ifindex,
+				       const __u8 *mac)
+{
+	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));
+
+	if (bpf_skb_load_bytes(skb, 0, macs + ETH_ALEN, ETH_ALEN))
+		return drop(METRIC_DROP_MALFORMED);
+	__builtin_memcpy(macs, mac, ETH_ALEN);
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return drop(METRIC_DROP_MALFORMED);
+	return bpf_redirect_peer(ifindex, 0);
+}
+
 #endif

@@ -166,13 +166,15 @@ struct ends6 {
 #define CT_PROTO	0xff00
 
 /*
- * Of a flow's last packet, believed until the entry's tick is over. With
- * ROUTE_XDP, `hop` begins with the MAC address of the next hop.
+ * Of a flow's last packet, believed until the entry's tick is over. With either
+ * flag, `hop` begins with the MAC address of the next hop: XDP has sent the packet,
+ * or TC has put it into a pod's namespace.
  */
 #define ROUTE_XDP	0x80000000u
+#define ROUTE_PEER	0x40000000u
 
 struct route4 {
-	__u32 ifindex;		/* 0: not known; may have ROUTE_XDP */
+	__u32 ifindex;		/* 0: not known; may have a flag */
 	__be32 hop;		/* the next one; not of the other family */
 	__u16 hop_more;		/* the rest of a MAC address */
 	__u16 mtu;

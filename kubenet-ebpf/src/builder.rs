@@ -188,6 +188,7 @@ pub struct EbpfBuilder {
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) attach_mode: AttachMode,
     pub(crate) direct_server_return: bool,
+    pub(crate) redirect_peer: bool,
     pub(crate) hooks: Hooks,
     pub(crate) flow_events: Option<NonZeroU32>,
     pub(crate) pin_dir: Option<PathBuf>,
@@ -207,6 +208,7 @@ impl Default for EbpfBuilder {
             snat_ports: 1024..=29_999,
             attach_mode: AttachMode::Auto,
             direct_server_return: false,
+            redirect_peer: false,
             hooks: Hooks { sockets: true, pods: true, external: true, xdp: XdpMode::Auto },
             flow_events: None,
             pin_dir: None,
@@ -305,6 +307,25 @@ impl EbpfBuilder {
     #[must_use]
     pub fn direct_server_return(mut self, on: bool) -> Self {
         self.direct_server_return = on;
+        self
+    }
+
+    /// Puts translated packets for pods of this node straight into their network namespaces, with
+    /// `bpf_redirect_peer`. Off when not set.
+    ///
+    /// Such a packet is spared the neighbour's output, the egress of the pod's host-side interface and the queue of
+    /// the pair. **What is there does not see it any more**: programs, filters, queueing disciplines (with their
+    /// limits of bandwidth) and captures at that *egress*, XDP programs in the driver at the pod's end, and the
+    /// resolution of the neighbour: the frame has the MAC address that was last known of the pod. Where a network
+    /// plugin enforces policy there, translated packets would evade it: leave this off.
+    ///
+    /// Served so are interfaces of pods, of the kinds veth and netkit, whose other end was in another network
+    /// namespace when they were attached, or at the last [`replace`](kubenet_core::datapath::Datapath::replace). Others
+    /// are served as without it, and so are packets while the kernel knows no MAC address of the pod, fragments,
+    /// ICMP errors, SCTP, IPv6 extension headers, and what the node's own processes send.
+    #[must_use]
+    pub fn redirect_peer(mut self, on: bool) -> Self {
+        self.redirect_peer = on;
         self
     }
 

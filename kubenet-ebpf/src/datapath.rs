@@ -244,6 +244,12 @@ fn capabilities(builder: &EbpfBuilder, is_pinned: bool) -> Capabilities {
              packet with so many IPv4 options or such IPv6 headers that it cannot be marked is dropped and counted",
         );
     }
+    if builder.redirect_peer {
+        add(
+            "egress of pods' interfaces",
+            "what hangs there on the node's side sees no translated packet (EbpfBuilder::redirect_peer)",
+        );
+    }
     if !pods {
         add("pods", "they reach no Service: EbpfBuilder::pod_tc is off");
     }

@@ -40,13 +40,17 @@
 //! All that the kernel has are on by default. The datapath's
 //! [`Capabilities::clients`](kubenet_core::datapath::Capabilities::clients) say whom those that are on serve.
 //!
+//! Off by default is [`EbpfBuilder::redirect_peer`], with which TC puts packets straight into pods of this node: from
+//! pod to pod, a connection then costs less, but what hangs at the egress of the pods' interfaces, such as a network
+//! plugin's policy, sees none of those packets.
+//!
 //! # Kernels
 //! Written for Linux 5.10 and later, and run on 6.18. What is not there is found out, not guessed from the version,
 //! but for the one row that says so.
 //!
 //! | Feature | Needs | Since | Without it |
 //! |---|---|---|---|
-//! | Packets of pods and from outside | `bpf_redirect_neigh`, `bpf_fib_lookup` in TC programs | 5.10 | [`EbpfBuilder::build`] fails and names it |
+//! | Packets of pods and from outside | `bpf_redirect_neigh`, `bpf_redirect_peer`, `bpf_fib_lookup` in TC programs | 5.10 | [`EbpfBuilder::build`] fails and names it |
 //! | Atomic sets of backends | maps of memory (`BPF_F_MMAPABLE`) | 5.5 | fails |
 //! | Time | `bpf_jiffies64` | 5.6 | fails |
 //! | Cheap time | `bpf_ktime_get_coarse_ns` | 5.11 | `bpf_ktime_get_ns`, which asks the hardware; once in a jiffy |

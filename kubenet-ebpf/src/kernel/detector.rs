@@ -6,11 +6,15 @@ use std::{
     os::fd::AsFd,
 };
 
-use aya::maps::IterableMap;
+use aya::maps::{HashMap, IterableMap, MapData};
 use kubenet_core::datapath::DatapathError;
 use nix::net::if_::if_nametoindex;
 
-use super::{Engine, maps::deleted, sys};
+use super::{
+    Engine,
+    maps::{Maps, deleted},
+    sys,
+};
 
 impl Engine {
     /// Makes the map hold the interfaces of pods. One without programs needs no entry: no packet of it is looked at.
@@ -21,19 +25,7 @@ impl Engine {
             .filter(|name| self.is_pods(name))
             .filter_map(|name| if_nametoindex(name.as_str()).ok())
             .collect();
-        let mut found = HashSet::new();
-        sys::for_each(self.maps.pod_interfaces.map().fd().as_fd(), |index: u32, _: u32| {
-            found.insert(index);
-        })
-        .map_err(|e| self.maps.unreadable("pod_interfaces", e))?;
-        for index in wanted.difference(&found) {
-            self.write_pod_interface(*index)?;
-        }
-        for index in found.difference(&wanted) {
-            let removed = deleted(self.maps.pod_interfaces.remove(index));
-            removed.map_err(|e| self.maps.failed("pod_interfaces", "pod_cidrs", e))?;
-        }
-        Ok(())
+        hold(&mut self.maps, "pod_interfaces", |maps| &mut maps.pod_interfaces, &wanted)
     }
 
     /// Before the programs are attached to an interface: the first packet counts as what it is.
@@ -54,4 +46,27 @@ impl Engine {
         // Its source address does not count.
         detector.is_by_interface() && detector.is_pod(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Some(interface))
     }
+}
+
+/// Makes a map hold these interfaces, and no others.
+pub(super) fn hold(
+    maps: &mut Maps,
+    name: &str,
+    of: impl Fn(&mut Maps) -> &mut HashMap<MapData, u32, u32>,
+    wanted: &HashSet<u32>,
+) -> Result<(), DatapathError> {
+    let mut found = HashSet::new();
+    sys::for_each(of(maps).map().fd().as_fd(), |index: u32, _: u32| {
+        found.insert(index);
+    })
+    .map_err(|e| maps.unreadable(name, e))?;
+    for index in wanted.difference(&found) {
+        let written = of(maps).insert(index, 1, 0);
+        written.map_err(|e| maps.failed(name, "pod_cidrs", e))?;
+    }
+    for index in found.difference(wanted) {
+        let removed = deleted(of(maps).remove(index));
+        removed.map_err(|e| maps.failed(name, "pod_cidrs", e))?;
+    }
+    Ok(())
 }

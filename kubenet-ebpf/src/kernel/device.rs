@@ -37,6 +37,8 @@ pub(crate) struct Device {
     pub(crate) mac: Option<[u8; 6]>,
     /// Its driver has no kind of virtual device: a network card, or what a virtual machine has in its place.
     pub(crate) is_physical: bool,
+    /// It is one end of a pair that packets may be put through, and the other end is in another network namespace.
+    pub(crate) leads_elsewhere: bool,
 }
 
 impl Device {
@@ -63,6 +65,7 @@ impl Device {
             bridge: master.filter(|_| info(attributes, IFLA_INFO_SLAVE_KIND) == Some(b"bridge")),
             mac: mac.filter(|_| is_ethernet),
             is_physical: is_ethernet && info(attributes, IFLA_INFO_KIND).is_none(),
+            leads_elsewhere: leads_elsewhere(attributes),
         })
     }
 }
@@ -86,6 +89,29 @@ fn lower(message: &[u8], kind: &str) -> Option<u32> {
     let is_one = info(attributes, IFLA_INFO_KIND) == Some(kind.as_bytes());
     let is_here = attribute(attributes, IFLA_LINK_NETNSID).is_none();
     attribute(attributes, IFLA_LINK).filter(|_| is_one && is_here).and_then(word)
+}
+
+/// The interfaces with [`Device::leads_elsewhere`]: one question, whatever the number of interfaces.
+pub(crate) fn leading_elsewhere() -> io::Result<BTreeSet<u32>> {
+    let brief = attribute_of(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    let request = request(NLM_F_REQUEST | NLM_F_DUMP, 0, &brief);
+    let mut found = BTreeSet::new();
+    netlink::dump(SockProtocol::NetlinkRoute, &request, RTM_NEWLINK, |message| {
+        found.extend(elsewhere(message));
+    })?;
+    Ok(found)
+}
+
+/// The interface of a message, if it is one of those.
+fn elsewhere(message: &[u8]) -> Option<u32> {
+    let index = message.get(HEADER + 4..).and_then(word)?;
+    leads_elsewhere(message.get(2 * HEADER..)?).then_some(index)
+}
+
+/// Of these kinds, `bpf_redirect_peer` finds the other end; all other packets it drops.
+fn leads_elsewhere(attributes: &[u8]) -> bool {
+    let is_pair = matches!(info(attributes, IFLA_INFO_KIND), Some(b"veth" | b"netkit"));
+    is_pair && attribute(attributes, IFLA_LINK_NETNSID).is_some()
 }
 
 /// What a device says of its driver.
@@ -180,6 +206,23 @@ mod tests {
     }
 
     #[test]
+    fn only_a_pair_leads_into_another_namespace() {
+        let kind = |kind: &[u8]| attr(IFLA_LINKINFO, &attr(IFLA_INFO_KIND, kind));
+        let netns = attr(IFLA_LINK_NETNSID, &[0; 4]);
+        for (of_kind, is_one) in
+            [(&b"veth\0"[..], true), (b"netkit\0", true), (b"macvlan\0", false), (b"vethx\0", false)]
+        {
+            assert_eq!(ethernet(&[kind(of_kind), netns.clone()]).leads_elsewhere, is_one);
+            assert!(!ethernet(&[kind(of_kind)]).leads_elsewhere);
+            let mut message = answer(RTM_NEWLINK, ARPHRD_ETHER, &[kind(of_kind), netns.clone()]);
+            message[HEADER + 4..HEADER + 8].copy_from_slice(&9u32.to_ne_bytes());
+            assert_eq!(elsewhere(&message), is_one.then_some(9));
+        }
+        assert!(!ethernet(&[netns]).leads_elsewhere);
+        assert_eq!(elsewhere(&[]), None);
+    }
+
+    #[test]
     fn errors_and_nonsense_are_errors_or_nothing() {
         let mut refused = answer(2, 0, &[]);
         refused[HEADER..HEADER + 4].copy_from_slice(&(-19i32).to_ne_bytes());
@@ -195,5 +238,6 @@ mod tests {
         assert_eq!(Device::of(1).unwrap(), Device::default());
         assert_eq!(Device::of(u32::MAX >> 1).unwrap_err().raw_os_error(), Some(nix::libc::ENODEV));
         assert!(!below("veth").unwrap().contains(&1));
+        assert!(!leading_elsewhere().unwrap().contains(&1));
     }
 }

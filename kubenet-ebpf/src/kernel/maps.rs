@@ -39,6 +39,7 @@ pub(crate) struct Maps {
     pub(super) names: HashMap<MapData, u32, ServiceName>,
     /// By the indexes of interfaces.
     pub(super) pod_interfaces: HashMap<MapData, u32, u32>,
+    pub(super) pod_peers: HashMap<MapData, u32, u32>,
     /// By the cookies of sockets.
     pub(super) socket_flows: HashMap<MapData, u64, SocketFlow>,
     /// Read at the next start.
@@ -219,6 +220,7 @@ impl Maps {
             traffic: take(source, "service_traffic", mapped)?,
             names: take(source, "service_names", HashMap::try_from)?,
             pod_interfaces: take(source, "pod_interfaces", HashMap::try_from)?,
+            pod_peers: take(source, "pod_peers", HashMap::try_from)?,
             socket_flows: take(source, "socket_flows", HashMap::try_from)?,
             flow_seed: take(source, "flow_seed", mapped)?,
             metrics: take(source, "metrics", PerCpuArray::try_from)?,

@@ -19,6 +19,7 @@ mod node;
 mod object;
 #[cfg(test)]
 mod oldest;
+mod peers;
 mod probe;
 mod repair;
 mod start;
@@ -72,6 +73,8 @@ pub(crate) struct Engine {
     /// What another process left, until the first table.
     adopted: Option<Adopted>,
     undecided: follow::Undecided,
+    /// Whether packets go straight into pods' namespaces.
+    redirect_peer: bool,
     sizes: MapSizes,
     capabilities: Capabilities,
     events: EventHub,
@@ -105,6 +108,7 @@ impl Engine {
         };
         self.state.revision = table.revision();
         self.maps.set_xdp_devices(self.attachments.xdp_devices())?;
+        self.write_pod_peers()?;
         self.attachments.ensure(&mut self.programs, OPERATION)?;
         self.set_draining(false);
         self.sync_addresses();
@@ -149,6 +153,7 @@ impl Engine {
         // Later, only `replace` looks at every interface: the cost of a change is that of what changes.
         if !self.attachments.is_active() {
             self.maps.set_xdp_devices(self.attachments.xdp_devices())?;
+            self.write_pod_peers()?;
             self.attachments.ensure(&mut self.programs, OPERATION)?;
             self.set_draining(false);
         }
@@ -225,9 +230,10 @@ impl Engine {
     pub(crate) fn attach_pod(&mut self, name: &str) -> Result<(), DatapathError> {
         self.maps.operation = "attach_pod";
         self.announce_interface(name)?;
+        self.announce_peer(name)?;
         let attached = self.attachments.attach_pod(&mut self.programs, name);
         if attached.is_err()
-            && let Err(error) = self.write_pod_interfaces()
+            && let Err(error) = self.write_pod_interfaces().and_then(|()| self.write_pod_peers())
         {
             tracing::warn!(%error, name, "an interface without programs stays known as a pod's");
         }
@@ -239,7 +245,7 @@ impl Engine {
     pub(crate) fn detach_pod(&mut self, name: &str) -> Result<(), DatapathError> {
         self.maps.operation = "detach_pod";
         let detached = self.attachments.detach_pod(name);
-        detached.and(self.write_pod_interfaces())
+        detached.and(self.write_pod_interfaces()).and(self.write_pod_peers())
     }
 
     /// Removes every trace, and returns what failed.

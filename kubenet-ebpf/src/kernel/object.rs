@@ -65,6 +65,7 @@ pub(crate) fn load(
     connect_refused: bool,
     direct_server_return: bool,
     has_external_tc: bool,
+    redirect_peer: bool,
     seed: &FlowSeed,
     pinned: Option<(&Path, &BTreeMap<String, Shape>)>,
 ) -> Result<Ebpf, DatapathError> {
@@ -72,11 +73,12 @@ pub(crate) fn load(
     const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 4;
     let have_set_retval = u32::from(connect_refused);
     let have_dsr = u32::from(direct_server_return);
+    let have_peer = u32::from(redirect_peer);
     let have_coarse_clock = u32::from(probe::has_coarse_clock());
     #[cfg(test)]
     let have_coarse_clock = if tests::OTHER_BUILD.get() { 0 } else { have_coarse_clock };
     let has_skip_neigh = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0));
-    let fib_flags = if has_skip_neigh { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
+    let fib_flags = if has_skip_neigh && !redirect_peer { BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
     let has_external_tc = u32::from(has_external_tc);
     let (flow_pairs, flow_mask) = (of.flow_pairs(), of.flow_buckets() - 1);
     let dialled_mask = of.dialled() - 1;
@@ -85,6 +87,7 @@ pub(crate) fn load(
     loader.btf(None);
     loader.override_global("have_set_retval", &have_set_retval, true);
     loader.override_global("have_dsr", &have_dsr, true);
+    loader.override_global("have_peer", &have_peer, true);
     loader.override_global("have_coarse_clock", &have_coarse_clock, true);
     loader.override_global("fib_flags", &fib_flags, true);
     loader.override_global("has_external_tc", &has_external_tc, true);

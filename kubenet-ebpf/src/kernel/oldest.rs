@@ -54,6 +54,7 @@ const HELPERS: &[(i32, &str, Version)] = &[
     (133, "bpf_ringbuf_discard", (5, 8)),
     (134, "bpf_ringbuf_query", (5, 8)),
     (152, "bpf_redirect_neigh", (5, 10)),
+    (155, "bpf_redirect_peer", (5, 10)),
     (160, "bpf_ktime_get_coarse_ns", (5, 11)),
     (187, "bpf_set_retval", (5, 18)),
     (188, "bpf_xdp_get_buff_len", (5, 18)),

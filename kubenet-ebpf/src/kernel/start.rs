@@ -80,6 +80,7 @@ impl Engine {
             snat_ports,
             attach_mode,
             direct_server_return,
+            redirect_peer,
             hooks,
             flow_events,
             pin_dir: _,
@@ -122,6 +123,7 @@ impl Engine {
             found.connect_refused,
             direct_server_return,
             has_external_tc,
+            redirect_peer,
             &seed,
             pinned,
         )?;
@@ -169,6 +171,7 @@ impl Engine {
             state,
             adopted,
             undecided: Undecided::default(),
+            redirect_peer,
             sizes,
             capabilities,
             events,

@@ -1,6 +1,7 @@
 //! The engine on its own: maps and programs are loaded, and mostly nothing is attached anywhere.
 
 mod connecting;
+mod peers;
 mod upgrade;
 mod vlans;
 

@@ -80,6 +80,8 @@ pub struct Setup {
     pub direct: bool,
     /// XDP has the programs of TC behind it.
     pub external_tc: bool,
+    /// Packets go straight into pods.
+    pub peer: bool,
     /// Places for flows, and buckets of their index: a small table, so that it fills up.
     pub pairs: u32,
     pub buckets: u32,
@@ -88,8 +90,15 @@ pub struct Setup {
 }
 
 impl Setup {
-    pub const USUAL: Self =
-        Self { external: VETH, direct: false, external_tc: true, pairs: 4096, buckets: 2048, seed: None };
+    pub const USUAL: Self = Self {
+        external: VETH,
+        direct: false,
+        external_tc: true,
+        peer: false,
+        pairs: 4096,
+        buckets: 2048,
+        seed: None,
+    };
 }
 
 /// Runs a test on a thread of its own in a namespace of its own. Without root it is skipped, in CI it fails.
@@ -194,8 +203,10 @@ impl Bench {
             loader.override_global("flow_secret", seed, true);
         }
         let (direct, external_tc) = (u32::from(setup.direct), u32::from(setup.external_tc));
+        let peer = u32::from(setup.peer);
         loader.override_global("have_dsr", &direct, true);
         loader.override_global("has_external_tc", &external_tc, true);
+        loader.override_global("have_peer", &peer, true);
         let mut ebpf = loader.load_file(object).expect("load the object");
         for name in ["kubenet_from_pod", "kubenet_from_external", "kubenet_to_device"] {
             without_signals(|| program(&mut ebpf, name).load());
@@ -234,6 +245,7 @@ impl Bench {
         empty::<4, 4>(self.map_mut("service_addrs4"));
         empty::<16, 4>(self.map_mut("service_addrs6"));
         empty::<4, 4>(self.map_mut("pod_interfaces"));
+        empty::<4, 4>(self.map_mut("pod_peers"));
         empty::<20, 4>(self.map_mut("xdp_hops"));
         empty::<8, 16>(self.map_mut("affinity4"));
         empty::<20, 16>(self.map_mut("affinity6"));

@@ -39,6 +39,7 @@ mod idle;
 mod lifetime;
 mod masquerade;
 mod pass;
+mod peers;
 mod quotes;
 mod refuse;
 mod sctp;

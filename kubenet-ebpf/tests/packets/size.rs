@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    bench::{Bench, Hook, REDIRECT, for_each_kind, on_bench, on_direct_bench},
+    bench::{Bench, Hook, REDIRECT, Setup, for_each_kind, on_bench, on_bench_with, on_direct_bench},
     frame::{Flags, Frame, Proto},
     icmp::IcmpError,
     nets::{V4, V6, at},
@@ -57,6 +57,12 @@ fn packets_to_be_segmented_are_measured_by_their_segments() {
 fn the_programs_stay_far_below_the_verifiers_limit() {
     on_bench(|bench| check_instructions(bench, ""));
     on_direct_bench(|bench| check_instructions(bench, ", with direct server return"));
+    on_bench_with(Setup { peer: true, ..Setup::USUAL }, |bench| {
+        check_instructions(bench, ", straight into pods");
+    });
+    on_bench_with(Setup { peer: true, direct: true, ..Setup::USUAL }, |bench| {
+        check_instructions(bench, ", with both");
+    });
 }
 
 fn check_instructions(bench: &mut Bench, how: &str) {

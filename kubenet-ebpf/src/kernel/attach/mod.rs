@@ -3,6 +3,7 @@
 mod adopt;
 mod filter;
 mod hook;
+mod named;
 mod pins;
 mod programs;
 mod sockets;
@@ -161,11 +162,6 @@ impl Attachments {
         external.chain(self.pods.iter().map(|name| (name.clone(), Side::Pod))).collect()
     }
 
-    /// The names of all interfaces that have programs, or are to have them.
-    pub(crate) fn interfaces(&self) -> BTreeSet<String> {
-        self.external.iter().chain(&self.pods).chain(self.interfaces.keys()).cloned().collect()
-    }
-
     fn drift(&self, detail: String) {
         self.events.emit(&DatapathEvent::Drift { detail });
     }
@@ -221,7 +217,7 @@ impl Attachments {
     }
 
     fn check_pod(&self, name: &str, operation: &'static str) -> Result<(), DatapathError> {
-        if self.external.iter().any(|e| e == name) {
+        if self.is_external(name) {
             let message = format!("interface {name} is an external interface of this datapath");
             return Err(error(operation, ErrorKind::InvalidInput, message));
         }
@@ -243,7 +239,7 @@ impl Attachments {
     /// Forgets a pod's interface. One that is gone or was never attached is no error.
     pub(crate) fn detach_pod(&mut self, name: &str) -> Result<(), DatapathError> {
         const OPERATION: &str = "detach_pod";
-        if self.external.iter().any(|e| e == name) {
+        if self.is_external(name) {
             let message = format!("interface {name} is an external interface of this datapath");
             return Err(error(OPERATION, ErrorKind::InvalidInput, message));
         }
