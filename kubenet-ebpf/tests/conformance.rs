@@ -91,11 +91,13 @@ fn the_conformance_suite_passes_with_pins() {
 /// What a set of hooks does not serve, it must say: then the rows of the suite are not supported.
 #[test]
 fn every_set_of_hooks_passes_what_it_claims() {
-    let sets: [(&str, Ebpf); 4] = [
+    let sets: [(&str, Ebpf); 6] = [
         ("sockets only", Ebpf::new(|b| b.pod_tc(false).external_tc(false).xdp(XdpMode::Off))),
         ("TC only", Ebpf::new(|b| b.socket_hooks(false).xdp(XdpMode::Off))),
         ("XDP and TC", Ebpf::new(|b| b.socket_hooks(false).xdp(XdpMode::Native)).with_xdp()),
         ("all", Ebpf::new(|b| b.xdp(XdpMode::Native)).with_xdp()),
+        ("TC, into pods", Ebpf::new(|b| b.socket_hooks(false).xdp(XdpMode::Off).redirect_peer(true))),
+        ("all, into pods", Ebpf::new(|b| b.xdp(XdpMode::Native).redirect_peer(true)).with_xdp()),
     ];
     let mut table =
         format!("{:14} {:6} {:>7} {:>7} {:>14}\n", "hooks", "family", "passed", "failed", "not supported");

@@ -12,6 +12,8 @@ mod fragments;
 mod interfaces;
 #[path = "traffic/names.rs"]
 mod names;
+#[path = "traffic/peers.rs"]
+mod peers;
 mod support;
 
 use std::{

@@ -7,6 +7,7 @@ mod clock;
 mod inspect;
 mod killed;
 mod life;
+mod peers;
 mod pins;
 mod refuse;
 #[path = "../support/mod.rs"]
