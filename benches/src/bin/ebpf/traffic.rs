@@ -1,7 +1,8 @@
 //! Connections through network namespaces: direct routing, the eBPF datapath, and the iptables datapath.
 //!
 //! One thread does the work of both ends, so that no scheduler is measured. Direct routing is in a lab of its
-//! own; the socket hooks see its sockets, too, and leave them at once.
+//! own; the socket hooks see its sockets, too, and leave them at once. So is a second datapath, which puts packets
+//! straight into pods.
 
 use std::{
     fs,
@@ -68,7 +69,7 @@ fn lab() -> Result<Lab, Failure> {
 
 pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
     let (rounds, many) = if quick { (5, 1_000) } else { (20, 1_000_000) };
-    let (here, plain) = (lab()?, lab()?);
+    let (here, plain, near) = (lab()?, lab()?, lab()?);
     let mut sizes = MapSizes::default();
     let room = many + 4_096;
     (sizes.services, sizes.slots, sizes.backends4) = (room, room, room);
@@ -81,6 +82,11 @@ pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
             Err(_) => builder,
         }
     })?;
+    let straight = Kubenet::start(&near, MapSizes::default(), |builder| {
+        let pods = near.node(Node::A).pod_interfaces();
+        pods.into_iter().fold(builder.redirect_peer(true), |builder, pod| builder.pod_interface(pod))
+    })?;
+    straight.replace(routes::table_to(Node::A, 1, SocketAddr::from((near.pod("a2")?.v4(), PORT)))?)?;
     let iptables = IptablesDatapath::builder()
         .variant(Variant::Nft)
         .families([IpFamily::V4])
@@ -101,7 +107,7 @@ pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
         let classic = Dialer::new(&here, "b1", "b2", PORT)?;
         let classic_node = classic.from(&here, Node::B)?;
         let (at, at_node) = (direct.server()?, direct_node.server()?);
-        let mut ways = [
+        let mut ways = vec![
             Way::new(pod, service),
             Way::new(direct, at),
             Way::new(classic, service),
@@ -109,12 +115,20 @@ pub(crate) fn run(report: &mut Report, quick: bool) -> Result<(), Failure> {
             Way::new(direct_node, at_node),
             Way::new(classic_node, service),
         ];
+        if services == 1 {
+            ways.push(Way::new(Dialer::new(&near, "a1", "a2", PORT)?, service));
+        }
         for _ in 0..rounds {
             ways.iter_mut().try_for_each(Way::round)?;
         }
         let suffix = if services == 1 { String::new() } else { format!("_{services}") };
-        let [pod, direct, classic, node, direct_node, classic_node] = &ways;
+        let [pod, direct, classic, node, direct_node, classic_node, straight @ ..] = &ways[..] else {
+            return Err("a way is missing".into());
+        };
         record(report, "tc", &suffix, pod, direct, classic);
+        for straight in straight {
+            record(report, "tc_peer", &suffix, straight, direct, classic);
+        }
         record(report, "socket", &suffix, node, direct_node, classic_node);
         sockets(report, &here, &plain, backend, &suffix, rounds)?;
     }
