@@ -15,6 +15,7 @@ use crate::{
     icmp::{IcmpError, kinds},
     nets::{Net, V4, V6, at, next},
     oracle::{Met, judge},
+    peers::lead_into_pods,
     xdp::{DROP, PASS, TX},
 };
 
@@ -22,10 +23,11 @@ use crate::{
 const HOOKS: &[Option<Hook>] = &[None, Some(Hook::FromPod), Some(Hook::FromExternal), Some(Hook::ToDevice)];
 
 /// How the programs may be loaded, and which of them are in use then.
-const SETUPS: [(Setup, &[Option<Hook>]); 3] = [
+const SETUPS: [(Setup, &[Option<Hook>]); 4] = [
     (Setup::USUAL, HOOKS),
     (Setup { direct: true, ..Setup::USUAL }, HOOKS),
     (Setup { external_tc: false, ..Setup::USUAL }, &[None]),
+    (Setup { peer: true, ..Setup::USUAL }, &[Some(Hook::FromPod), Some(Hook::FromExternal)]),
 ];
 
 /// The maps of what services and backends are charged with.
@@ -89,6 +91,9 @@ fn set_up(bench: &mut Bench) {
     serve(bench, V4);
     serve(bench, V6);
     listen(bench);
+    if bench.setup.peer {
+        lead_into_pods(bench);
+    }
     for map in CHARGED {
         for id in 1..bench.next_service.max(bench.next_backend) {
             bench.hand_out(map, id, 1);
@@ -199,8 +204,10 @@ impl Court<'_> {
         let after = &self.out[..len];
         let met = Met { hook, gso: gso != 0 && hook.is_some(), setup: self.setup };
         if let Err(why) = judge(met, action, bytes, after) {
-            let Setup { direct, external_tc, .. } = self.setup;
-            eprintln!("direct server return: {direct}, TC behind XDP: {external_tc}, segments of {gso}");
+            let Setup { direct, external_tc, peer, .. } = self.setup;
+            eprintln!(
+                "direct server return: {direct}, TC behind XDP: {external_tc}, into pods: {peer}, segments of {gso}"
+            );
             panic!("{hook:?}, action {action}: {why}\nsent:     {bytes:02x?}\nreceived: {after:02x?}");
         }
         self.marked +=
@@ -344,7 +351,7 @@ fn random_packets_do_no_harm() {
     let seed = setting("KUBENET_FUZZ_SEED").unwrap_or(1);
     let mut random = Random(seed | 1 << 63);
     let begin = Instant::now();
-    for ((setup, hooks), percent) in SETUPS.into_iter().zip([50, 35, 15]) {
+    for ((setup, hooks), percent) in SETUPS.into_iter().zip([40, 30, 15, 15]) {
         on_bench_with(setup, |bench| {
             bench.load_xdp();
             set_up(bench);
@@ -374,9 +381,9 @@ fn feed(mut court: Court<'_>, hooks: &[Option<Hook>], count: u64, random: &mut R
         }
     }
     court.check_charges(before);
-    let Setup { direct, external_tc, .. } = court.setup;
+    let Setup { direct, external_tc, peer, .. } = court.setup;
     println!(
-        "direct server return: {direct}, TC behind XDP: {external_tc}, {events} events, {} marked",
+        "direct server return: {direct}, TC behind XDP: {external_tc}, into pods: {peer}, {events} events, {} marked",
         court.marked
     );
     for (hook, actions) in hooks.iter().zip(&actions) {

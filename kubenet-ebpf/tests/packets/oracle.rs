@@ -8,6 +8,7 @@ use crate::{
     bench::{Hook, OK, REDIRECT, SHOT, Setup, UNSPEC, octets},
     frame::L3,
     nets::{V4, V6},
+    peers::POD,
     run::EXTERNAL_MAC,
     xdp::{DROP, GATEWAY, PASS, TX},
 };
@@ -181,6 +182,9 @@ pub fn judge(met: Met, action: i32, before: &[u8], after: &[u8]) -> Result<(), S
         SHOT => Ok(()),
         UNSPEC if before == after => Ok(()),
         UNSPEC if hook != Hook::ToDevice => Err("is passed on, but changed".into()),
+        REDIRECT if setup.peer && after[..12] == [&POD[..], &before[..6]].concat() => {
+            translation(gso, true, before, &[&before[..12], &after[12..]].concat())
+        }
         REDIRECT if after[..6] == before[6..12] => answer(gso, before, after),
         OK | REDIRECT if setup.direct && hook != Hook::ToDevice && before.len() < after.len() => {
             translation(gso, action == REDIRECT, before, &without_mark(gso, before, after)?)

@@ -1,7 +1,7 @@
 //! Packets that go straight into the namespaces of pods. A test run does not say by which helper: such a frame has the
 //! pod's MAC address, and that of the device that it came in by as its source.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     bench::{Bench, Hook, LOCAL, REDIRECT, Setup, on_bench_with},
@@ -16,7 +16,7 @@ use crate::{
 const ROUTE_PEER: u32 = 1 << 30;
 const ROUTE_XDP: u32 = 1 << 31;
 
-const POD: [u8; 6] = [2, 0, 0, 0, 1, 0x10];
+pub const POD: [u8; 6] = [2, 0, 0, 0, 1, 0x10];
 const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 0x11];
 
 /// A client outside, a frontend and a backend here, which is behind a device that leads into a pod, with a neighbour.
@@ -39,9 +39,8 @@ impl Ends {
         ends
     }
 
-    fn neighbour(self, [a, b, c, d, e, f]: [u8; 6]) {
-        let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-        ip(&format!("neigh replace {} lladdr {mac} dev pod0", self.backend.ip()));
+    fn neighbour(self, mac: [u8; 6]) {
+        neighbour(self.backend.ip(), mac);
     }
 
     fn forget_neighbour(self) {
@@ -79,6 +78,19 @@ impl Ends {
         self.expect(bench, self.frame(Flags::Syn), Some(POD));
         self.expect(bench, self.frame(Flags::Ack), Some(POD));
         assert_eq!(self.device(bench), bench.pod0 | ROUTE_PEER);
+    }
+}
+
+fn neighbour(address: IpAddr, [a, b, c, d, e, f]: [u8; 6]) {
+    let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    ip(&format!("neigh replace {address} lladdr {mac} dev pod0"));
+}
+
+/// All pods here get packets straight, and have the same MAC address.
+pub fn lead_into_pods(bench: &mut Bench) {
+    bench.leads_into_pod();
+    for address in [V4, V6].iter().flat_map(|net| [net.pod, net.pod_here]) {
+        neighbour(address, POD);
     }
 }
 
@@ -131,7 +143,7 @@ fn answers_of_a_pod_go_straight_into_another() {
     for_tcp_and_udp(true, |bench, net, proto| {
         // Here the client is a pod, too, and both are behind the same device.
         let ends = Ends { client: at(net.pod, 40000), ..Ends::serve(bench, net, proto) };
-        ip(&format!("neigh replace {} lladdr 02:00:00:00:01:11 dev pod0", net.pod));
+        neighbour(net.pod, OTHER);
         for flags in [Flags::Syn, Flags::Ack, Flags::Ack] {
             let mut frame = ends.frame(flags);
             let outcome = bench.send(Hook::FromPod, &mut frame);
