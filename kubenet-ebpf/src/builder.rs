@@ -322,7 +322,8 @@ impl EbpfBuilder {
     /// Served so are interfaces of pods, of the kinds veth and netkit, whose other end was in another network
     /// namespace when they were attached, or at the last [`replace`](kubenet_core::datapath::Datapath::replace). Others
     /// are served as without it, and so are packets while the kernel knows no MAC address of the pod, fragments,
-    /// ICMP errors, SCTP, IPv6 extension headers, and what the node's own processes send.
+    /// ICMP errors, SCTP, IPv6 extension headers, and what the node's own processes send. Before kernel 6.15, a packet
+    /// that IPsec decrypted on this node keeps its mark of that on the way, and the pod may drop it.
     #[must_use]
     pub fn redirect_peer(mut self, on: bool) -> Self {
         self.redirect_peer = on;
