@@ -190,7 +190,8 @@ fn a_flow_that_counts_two_gigabytes_in_a_tick_is_charged_before_there_is_no_room
 fn a_way_by_another_device_or_of_tc_is_not_this_ones() {
     for_both_sides(|bench, _, side, entry| {
         let frame = side.frame(bench);
-        for device in [bench.ext0, bench.pod0, bench.pod0 | ROUTE_XDP, ROUTE_XDP] {
+        let peer = bench.ext0 | ROUTE_XDP >> 1;
+        for device in [bench.ext0, bench.pod0, bench.pod0 | ROUTE_XDP, ROUTE_XDP, peer] {
             let after = side.expect_sent(bench, &entry.with(Word::Device, device), &frame);
             assert_eq!(after.get(Word::Device), bench.ext0 | ROUTE_XDP, "it was looked up");
         }
