@@ -362,12 +362,11 @@ static __always_inline bool F(ct_claim)(struct F(new_entry) *entry)
 __noinline int F(ct_link)(__u32 reply)
 {
 	struct F(new_entry) *entry = F(get_new_entry)();
-	__u32 hash, at, near_at, tag, slot, place, i;
+	__u32 hash, at, near_at, tag, slot, place, i, state, near_state;
 	struct flow_bucket *home, *near, *bucket;
 	bool same, outside = false;
 	const struct F(tuple) *key;
 	struct flow_lock *lock;
-	__u64 states;
 
 	if (!entry)
 		return -ENOSPC;
@@ -376,20 +375,25 @@ __noinline int F(ct_link)(__u32 reply)
 	tag = flow_tag(hash);
 	slot = tag | ((entry->pair << 1 | (reply & 1)) & FLOW_PLACE);
 	at = hash & flow_mask;
-	near_at = at ^ 1;
 	lock = flow_lock_of(hash);
 	home = bpf_map_lookup_elem(&F(flow_index), &at);
-	near = bpf_map_lookup_elem(&F(flow_index), &near_at);
-	if (!lock || !home || !near)
+	if (!lock || !home)
 		return -ENOSPC;
-	states = (__u64)flow_state(near) << 32 | flow_state(home);
-	bucket = read_after(home, states);
+	state = flow_state(home);
+	near = home;
+	near_state = state;
+	bucket = read_after(home, state);
 	place = F(ct_scan)(bucket, tag, key);
 	if (place)
 		return place;
 	i = flow_slot_with(bucket, 0);
-	if (i >= FLOW_SLOTS || states & FLOW_OUTSIDE) {
-		bucket = read_after(near, states);
+	if (i >= FLOW_SLOTS || state & FLOW_OUTSIDE) {
+		near_at = at ^ 1;
+		near = bpf_map_lookup_elem(&F(flow_index), &near_at);
+		if (!near)
+			return -ENOSPC;
+		near_state = flow_state(near);
+		bucket = read_after(near, near_state);
 		place = F(ct_scan)(bucket, tag, key);
 		if (place)
 			return place;
@@ -401,7 +405,7 @@ __noinline int F(ct_link)(__u32 reply)
 	if (i >= FLOW_SLOTS)
 		return -ENOSPC;
 	bpf_spin_lock(&lock->lock);
-	same = home->state == (__u32)states && near->state == states >> 32;
+	same = home->state == state && near->state == near_state;
 	if (same) {
 		bucket = outside ? near : home;
 		bucket->slot[i] = slot;
