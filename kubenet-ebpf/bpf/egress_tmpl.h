@@ -91,7 +91,7 @@ static __always_inline int F(egress)(struct __sk_buff *skb)
 		break;
 	}
 	if (may_answer(tuple.sport))
-		pair = F(ct_find)(&tuple, &pkt.place);
+		pair = F(ct_find)(&tuple, &pkt.place, false);
 	verdict = F(serve_answer)(skb, &pkt, pair, &tuple, &target);
 	if (verdict == REJECT)
 		verdict = F(reject_own)(skb, &pkt, &tuple);

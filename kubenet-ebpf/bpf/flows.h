@@ -12,6 +12,10 @@
  * writes a slot does so under a lock. No function may be called under one, so
  * that it looks before, and again if a slot was filled meanwhile.
  *
+ * Most buckets may be empty, and most packets of no flow. How many slots are
+ * filled is kept apart, a byte for a bucket and its neighbour: that mostly is in
+ * the cache, while for a bucket a packet waits longer than for all else together.
+ *
  * A pair belongs to who emptied its client's slot, until it is free or linked
  * again. Free ones are found by a hand that goes round over the array: each CPU
  * is given a few pairs at a time, and looks through them by itself.

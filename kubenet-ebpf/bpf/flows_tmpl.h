@@ -37,6 +37,16 @@ static __always_inline bool F(ct_is)(const struct F(conntrack) *ct,
 	       F(ct_proto)(ct) == tuple->proto;
 }
 
+/* How many slots of the bucket and its neighbour are filled. */
+static __always_inline __u8 *F(ct_filled)(__u32 bucket)
+{
+	__u32 both = bucket / 2, at = both / FLOW_COUNTS;
+	struct flow_counts *counts;
+
+	counts = bpf_map_lookup_elem(&F(flow_counts), &at);
+	return counts ? &counts->of[both % FLOW_COUNTS] : NULL;
+}
+
 /* The half's place if it is in this bucket, or 0. */
 static __always_inline __u32 F(ct_scan)(const struct flow_bucket *bucket,
 					__u32 tag, const struct F(tuple) *tuple)
@@ -78,10 +88,10 @@ static __noinline __u32 F(ct_search)(const struct F(tuple) *tuple)
 
 /*
  * The flow that packets with this tuple are of, or NULL. `place` says in which
- * direction they are, and is good for ct_drop().
+ * direction they are, and is good for ct_drop(). `likely`: there is one.
  */
 static __always_inline struct F(pair) *F(ct_find)(const struct F(tuple) *tuple,
-						  __u32 *place)
+						  __u32 *place, bool likely)
 {
 	__u32 hash = F(ct_hash)(tuple, tuple->proto), at = hash & flow_mask;
 	__u32 tag = flow_tag(hash), slot = 0;
@@ -90,6 +100,12 @@ static __always_inline struct F(pair) *F(ct_find)(const struct F(tuple) *tuple,
 
 	/* To be read again, not to be spilled. */
 	asm volatile("" : : "r"(tuple) : "memory");
+	if (!likely) {
+		const __u8 *filled = F(ct_filled)(at);
+
+		if (!filled || !*(const volatile __u8 *)filled)
+			return NULL;
+	}
 	bucket = bpf_map_lookup_elem(&F(flow_index), &at);
 	if (!bucket)
 		return NULL;
@@ -117,7 +133,7 @@ search:
 static __noinline struct F(pair) *F(ct_look)(const struct F(tuple) *tuple,
 					     __u32 *place)
 {
-	return F(ct_find)(tuple, place);
+	return F(ct_find)(tuple, place, false);
 }
 
 /* A reset, or FIN from both sides. */
@@ -154,11 +170,13 @@ __noinline int F(ct_unlink)(__u32 hash, __u32 place)
 	struct flow_bucket *home, *near, *bucket;
 	struct flow_lock *lock;
 	bool own = false;
+	__u8 *filled;
 
+	filled = F(ct_filled)(at);
 	lock = flow_lock_of(hash);
 	home = bpf_map_lookup_elem(&F(flow_index), &at);
 	near = bpf_map_lookup_elem(&F(flow_index), &near_at);
-	if (!lock || !home || !near)
+	if (!filled || !lock || !home || !near)
 		return false;
 	slot = flow_tag(hash) | (place & FLOW_PLACE);
 	bucket = home;
@@ -172,6 +190,7 @@ __noinline int F(ct_unlink)(__u32 hash, __u32 place)
 	bpf_spin_lock(&lock->lock);
 	if (bucket->slot[i] == slot) {
 		bucket->slot[i] = 0;
+		--*filled;
 		if (bucket != home)
 			home->state--;
 		own = true;
@@ -367,6 +386,7 @@ __noinline int F(ct_link)(__u32 reply)
 	bool same, outside = false;
 	const struct F(tuple) *key;
 	struct flow_lock *lock;
+	__u8 *filled;
 
 	if (!entry)
 		return -ENOSPC;
@@ -375,9 +395,10 @@ __noinline int F(ct_link)(__u32 reply)
 	tag = flow_tag(hash);
 	slot = tag | ((entry->pair << 1 | (reply & 1)) & FLOW_PLACE);
 	at = hash & flow_mask;
+	filled = F(ct_filled)(at);
 	lock = flow_lock_of(hash);
 	home = bpf_map_lookup_elem(&F(flow_index), &at);
-	if (!lock || !home)
+	if (!filled || !lock || !home)
 		return -ENOSPC;
 	state = flow_state(home);
 	near = home;
@@ -408,6 +429,7 @@ __noinline int F(ct_link)(__u32 reply)
 	same = home->state == state && near->state == near_state;
 	if (same) {
 		bucket = outside ? near : home;
+		++*filled;
 		bucket->slot[i] = slot;
 		bucket->state += FLOW_VERSION;
 		home->state += outside;

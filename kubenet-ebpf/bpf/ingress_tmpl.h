@@ -110,7 +110,7 @@ static __always_inline int F(ingress)(struct __sk_buff *skb)
 	case PARSED_FLOW:
 		break;
 	}
-	verdict = F(serve)(&pkt, F(ct_find)(&tuple, &pkt.place), &tuple,
+	verdict = F(serve)(&pkt, F(ct_find)(&tuple, &pkt.place, false), &tuple,
 			   &target, &route);
 	if (verdict == NEW_FLOW)
 		verdict = F(take_flow)(&pkt, &tuple, &target);

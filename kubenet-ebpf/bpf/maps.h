@@ -125,6 +125,20 @@ struct {
 	__type(value, struct flow_bucket);
 } flow_index6 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOW_BUCKETS / 2 / FLOW_COUNTS);
+	__type(key, __u32);
+	__type(value, struct flow_counts);
+} flow_counts4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOW_BUCKETS / 2 / FLOW_COUNTS);
+	__type(key, __u32);
+	__type(value, struct flow_counts);
+} flow_counts6 SEC(".maps");
+
 /* Of the index, each for every FLOW_LOCKS-th pair of buckets, in a cache line of its own. */
 struct flow_lock {
 	struct bpf_spin_lock lock;

@@ -254,6 +254,13 @@ struct flow_bucket {
 /* ...and how often a slot was filled. */
 #define FLOW_VERSION 0x10
 
+/* Of so many pairs of buckets: how many slots are filled. */
+#define FLOW_COUNTS 8
+
+struct flow_counts {
+	__u8 of[FLOW_COUNTS];
+};
+
 /* Pairs that a CPU looks through by itself. */
 #define FLOW_CHUNK 8
 

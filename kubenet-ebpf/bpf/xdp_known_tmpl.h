@@ -52,7 +52,7 @@ static __always_inline int F(xdp_known)(const struct xdp_md *ctx)
 	copy(tuple.daddr, ip->daddr);
 	set_ports(&tuple.sport, get_ports(&tcp->source));
 	set_proto(&tuple.proto, IPPROTO_TCP);
-	pair = F(ct_find)(&tuple, &place);
+	pair = F(ct_find)(&tuple, &place, true);
 	if (!pair)
 		return XDP_PASS;
 	ct = F(half)(pair, place);

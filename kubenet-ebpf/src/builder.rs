@@ -93,6 +93,12 @@ impl MapSizes {
         (self.connections / 2).next_power_of_two()
     }
 
+    /// Entries that count what is in eight pairs of buckets each.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn flow_counts(&self) -> u32 {
+        self.flow_buckets().div_ceil(16)
+    }
+
     /// Places for what TCP sockets dialled: a power of two.
     #[cfg(target_os = "linux")]
     pub(crate) fn dialled(&self) -> u32 {

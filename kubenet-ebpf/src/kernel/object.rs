@@ -16,7 +16,7 @@ use crate::{
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../kubenet.bpf.o");
 
 /// The maps whose sizes are settings.
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 31] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 33] {
     let names = sizes.service_names();
     [
         ("services4", sizes.services),
@@ -37,6 +37,8 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 31] {
         ("flows6", sizes.flow_pairs()),
         ("flow_index4", sizes.flow_buckets()),
         ("flow_index6", sizes.flow_buckets()),
+        ("flow_counts4", sizes.flow_counts()),
+        ("flow_counts6", sizes.flow_counts()),
         ("affinity4", sizes.affinities),
         ("affinity6", sizes.affinities),
         ("socket_peers4", sizes.sockets),

@@ -191,9 +191,15 @@ impl Bench {
         for map in ["affinity4", "affinity6", "socket_peers4", "socket_peers6", "fragments4", "fragments6"] {
             loader.map_max_entries(map, 4096);
         }
-        for (map, size) in
-            [("flows4", pairs), ("flows6", pairs), ("flow_index4", buckets), ("flow_index6", buckets)]
-        {
+        let counts = (buckets / 2).div_ceil(crate::table::COUNTS as u32);
+        for (map, size) in [
+            ("flows4", pairs),
+            ("flows6", pairs),
+            ("flow_index4", buckets),
+            ("flow_index6", buckets),
+            ("flow_counts4", counts),
+            ("flow_counts6", counts),
+        ] {
             loader.map_max_entries(map, size);
         }
         let mask = buckets - 1;

@@ -273,6 +273,7 @@ fn fill_two_buckets(bench: &mut Bench, net: Net, base: u16) -> u32 {
     let buckets = [0, 1].map(|number| bench.bucket(v4, number));
     assert!(buckets.iter().all(|bucket| slots(bucket).count() == SLOTS));
     let outside = buckets.iter().map(|bucket| bucket[SLOTS] & 0xf).sum();
+    assert_eq!(usize::from(bench.filled(v4, 0)), 2 * SLOTS);
     for port in 1..=15 {
         flow(port).answer(bench, Flags::Ack);
         flow(port).ask(bench, Flags::Ack);
@@ -293,7 +294,7 @@ fn fill_two_buckets(bench: &mut Bench, net: Net, base: u16) -> u32 {
     ends(bench, 16);
     for number in [0, 1] {
         let bucket = bench.bucket(v4, number);
-        assert_eq!((slots(&bucket).count(), bucket[SLOTS] & 0xf), (0, 0));
+        assert_eq!((slots(&bucket).count(), bucket[SLOTS] & 0xf, bench.filled(v4, number)), (0, 0, 0));
     }
     outside
 }
@@ -325,9 +326,15 @@ fn flows_with_one_tag_in_one_bucket_are_told_apart() {
     });
 }
 
-/// Every flow that is known has two slots, every slot has a flow, and no key is there twice.
+/// Every flow that is known has two slots, every slot has a flow and is counted, and no key is there twice.
 fn check_index(bench: &mut Bench, v4: bool) {
     let mut places = std::collections::HashSet::new();
+    for number in (0..bench.setup.buckets).step_by(2) {
+        let both = [number, number + 1];
+        let counted = bench.filled(v4, number);
+        let filled: usize = both.iter().map(|number| slots(&bench.bucket(v4, *number)).count()).sum();
+        assert_eq!(usize::from(counted), filled, "buckets {both:?}");
+    }
     for number in 0..bench.setup.buckets {
         for slot in slots(&bench.bucket(v4, number)) {
             assert!(places.insert(slot & 0xff_ffff), "a place that is there twice");

@@ -16,6 +16,9 @@ const PAIR6: usize = 256;
 
 pub type Bucket = [u32; SLOTS + 1];
 
+/// Pairs of buckets whose slots are counted side by side.
+pub const COUNTS: usize = 8;
+
 fn array<const V: usize>(map: &mut Map) -> Array<&mut MapData, [u8; V]> {
     Array::try_from(map).expect("an array")
 }
@@ -51,6 +54,23 @@ impl Bench {
     pub fn set_bucket(&mut self, v4: bool, number: u32, bucket: Bucket) {
         let map = self.map_mut(if v4 { "flow_index4" } else { "flow_index6" });
         Array::<_, Bucket>::try_from(map).expect("an array").set(number, bucket, 0).expect("set");
+    }
+
+    fn counts(&mut self, v4: bool) -> Array<&mut MapData, [u8; COUNTS]> {
+        array::<COUNTS>(self.map_mut(if v4 { "flow_counts4" } else { "flow_counts6" }))
+    }
+
+    /// How many slots of the bucket and its neighbour are filled, as the programs say.
+    pub fn filled(&mut self, v4: bool, bucket: u32) -> u8 {
+        let (entry, at) = (bucket / 2 / COUNTS as u32, bucket as usize / 2 % COUNTS);
+        self.counts(v4).get(&entry, 0).expect("counts")[at]
+    }
+
+    fn set_filled(&mut self, v4: bool, bucket: u32, filled: u8) {
+        let (entry, at) = (bucket / 2 / COUNTS as u32, bucket as usize / 2 % COUNTS);
+        let mut counts = self.counts(v4).get(&entry, 0).expect("counts");
+        counts[at] = filled;
+        self.counts(v4).set(entry, counts, 0).expect("set");
     }
 
     /// How many pairs the hand has given out.
@@ -118,6 +138,8 @@ impl Bench {
             let mut bucket = self.bucket(v4, number);
             bucket[slot] = 0;
             self.set_bucket(v4, number, bucket);
+            let filled = self.filled(v4, number);
+            self.set_filled(v4, number, filled - 1);
         }
         self.set_pair(v4, place >> 1, &vec![0; if v4 { PAIR4 } else { PAIR6 }]);
     }
@@ -145,6 +167,9 @@ impl Bench {
             for number in 0..self.setup.buckets {
                 if self.bucket(v4, number) != Bucket::default() {
                     self.set_bucket(v4, number, Bucket::default());
+                }
+                if self.filled(v4, number) != 0 {
+                    self.set_filled(v4, number, 0);
                 }
             }
         }
