@@ -11,7 +11,7 @@ use kubenet_core::{
 };
 use kubenet_ebpf::EbpfDatapath;
 use kubenet_iptables::{IptablesDatapath, Variant};
-use kubenet_testkit::lab::{self, Lab, LabConfig, LabError, Place, Server};
+use kubenet_testkit::lab::{self, Lab, LabConfig, LabError, Place, RequestError, Server};
 
 use crate::{
     args::Kind,
@@ -114,7 +114,11 @@ impl World for LabWorld {
     fn request(&self, from: From, protocol: Protocol, to: SocketAddr) -> Result<Answer, String> {
         let place = self.place(from);
         let answer = match protocol {
-            Protocol::Udp => self.lab.udp_ask(place, to, TIMEOUT),
+            Protocol::Udp => match self.lab.udp_ask(place.clone(), to, TIMEOUT) {
+                // The backend went just then, and eBPF has the socket choose again: so does a client.
+                Err(RequestError::Reset) => self.lab.udp_ask(place, to, TIMEOUT),
+                answer => answer,
+            },
             _ => self.lab.http_get(place, to, TIMEOUT),
         };
         let answer = answer.map_err(|error| format!("{from:?} to {to}: {error}"))?;
