@@ -3,8 +3,8 @@
  * What TCP sockets of this node dialled, for who asks them for their peer. It
  * stands in the place that the socket's cookie gives it. Cookies count up, so
  * that a name goes when so many sockets later another one is written there:
- * about what a map that forgets the least recent would do, at a quarter of what
- * an insertion costs there, which was half of what connect() pays to be served.
+ * about what a map that forgets the least recent would do. An insertion there
+ * was half of what connect() pays to be served.
  */
 
 static __always_inline struct F(dialled) *F(dialled_at)(__u64 cookie)

@@ -64,11 +64,12 @@ impl fmt::Display for Insn {
     }
 }
 
-/// Arithmetic on 64 bits or on 32, whose result has zeros above. `None`: there is no such operation.
-pub(super) fn alu(operation: u8, wide: bool, dst: u64, src: u64) -> Option<u64> {
-    if wide {
-        let shift = (src & 63) as u32;
-        return Some(match operation {
+/// The operations of one width. `None`: there is no such operation.
+macro_rules! operate {
+    ($operation:expr, $dst:expr, $src:expr, $unsigned:ty, $signed:ty) => {{
+        let (dst, src) = ($dst as $unsigned, $src as $unsigned);
+        let shift = (src & <$unsigned>::from(<$unsigned>::BITS as u8 - 1)) as u32;
+        Some(match $operation {
             0x0 => dst.wrapping_add(src),
             0x1 => dst.wrapping_sub(src),
             0x2 => dst.wrapping_mul(src),
@@ -81,28 +82,19 @@ pub(super) fn alu(operation: u8, wide: bool, dst: u64, src: u64) -> Option<u64> 
             0x9 => dst.checked_rem(src).unwrap_or(dst),
             0xa => dst ^ src,
             0xb => src,
-            0xc => ((dst as i64) >> shift) as u64,
+            0xc => ((dst as $signed) >> shift) as $unsigned,
             _ => return None,
-        });
+        })
+    }};
+}
+
+/// Arithmetic on 64 bits or on 32, whose result has zeros above.
+pub(super) fn alu(operation: u8, wide: bool, dst: u64, src: u64) -> Option<u64> {
+    if wide {
+        operate!(operation, dst, src, u64, i64)
+    } else {
+        operate!(operation, dst, src, u32, i32).map(u64::from)
     }
-    let (dst, src) = (dst as u32, src as u32);
-    let shift = src & 31;
-    Some(u64::from(match operation {
-        0x0 => dst.wrapping_add(src),
-        0x1 => dst.wrapping_sub(src),
-        0x2 => dst.wrapping_mul(src),
-        0x3 => dst.checked_div(src).unwrap_or(0),
-        0x4 => dst | src,
-        0x5 => dst & src,
-        0x6 => dst << shift,
-        0x7 => dst >> shift,
-        0x8 => dst.wrapping_neg(),
-        0x9 => dst.checked_rem(src).unwrap_or(dst),
-        0xa => dst ^ src,
-        0xb => src,
-        0xc => ((dst as i32) >> shift) as u32,
-        _ => return None,
-    }))
 }
 
 /// So many bits in little or big endian; what is above them goes.
